@@ -1,0 +1,50 @@
+# make demo | test | bench | chaos | lint | clean. What is missing is installed first, and named.
+#
+# On Debian, system packages come from apt-get, as root or with sudo. Elsewhere (NixOS, macOS) nothing is installed
+# beside the virtual environment: `nix develop` provides the components.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+# A slow machine has 2 cores; more workers than that only compete for the broker.
+WORKERS ?= 2
+RUFF ?= $(BIN)/ruff
+
+.PHONY: demo test bench chaos lint install system clean
+
+demo: install
+	$(BIN)/ofborg-async demo
+
+test: lint
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(PYTEST_ARGS)
+
+lint: install
+	$(RUFF) check .
+	$(RUFF) format --check .
+	$(BIN)/mypy
+	printf '%s\n' tests/conftest.py tests/*/conftest.py | xargs -n 1 $(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: install
+	$(BIN)/python -m ofborg_async.lab.bench $(if $(AGAINST),--against $(AGAINST)) $(if $(ONLY),--only $(ONLY))
+
+# SEED= repeats a schedule, MINUTES= says how long, AGAINST= puts another builder's program in our place.
+chaos: install
+	$(BIN)/python -m ofborg_async.lab.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(AGAINST),--against $(AGAINST))
+
+install: system $(VENV)/.installed
+
+system:
+	@bash .ci/install-system
+
+$(VENV)/.installed: pyproject.toml .ci/requirements.lock .ci/install-venv
+	@bash .ci/install-venv $(VENV)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache benchmarks benchmarks.json
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,22 @@
+"""Configuration: schema, loading of TOML and of the original's JSON, conversion, reports.
+
+``load`` gives Settings or raises ConfigError with every fault; ``check_report`` and ``convert_to_toml`` are what the
+commands print.
+"""
+
+from ofborg_async.config.convert import convert_to_toml
+from ofborg_async.config.fingerprint import files_changed_since
+from ofborg_async.config.loading import load
+from ofborg_async.config.places import Host, default_control_socket, default_state_dir
+from ofborg_async.config.report import CheckReport, check_report
+
+__all__ = [
+    "CheckReport",
+    "Host",
+    "check_report",
+    "convert_to_toml",
+    "default_control_socket",
+    "default_state_dir",
+    "files_changed_since",
+    "load",
+]

@@ -1,0 +1,131 @@
+"""How cost grows with what is beyond this machine: identities, queued lines, waiters for a lock, rows of history.
+
+Ours only. Each curve is the cost of one; where it is flat the cost of all grows in proportion, no more.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
+
+from attrs import frozen
+
+from ofborg_async.lab.bench import units
+from ofborg_async.lab.bench.builders import sides
+from ofborg_async.lab.bench.idle import Idle, observe
+from ofborg_async.lab.bench.logs import Talk, Talks, contents, talk
+from ofborg_async.lab.bench.model import Outcome, Plot, Row, Series
+from ofborg_async.lab.bench.plan import Bench
+
+_IDLE_SECONDS = 2.0
+_MICROS = 1e6
+
+
+@frozen
+class Curve:
+    """A cost in ``unit`` for each amount of what it depends on."""
+
+    name: str
+    unit: str
+    values: Mapping[int, Series]
+
+
+async def measure(bench: Bench) -> Outcome:
+    """All four."""
+    parts = [
+        _outcome("identities", "Cost of an identity", await _identities(bench)),
+        _outcome("lines", "Cost of a log line", await _lines(bench)),
+        _outcome("waiters for a lock", "Cost of a waiter for a lock", await _waiters(bench)),
+        _outcome("rows of history", "Journal and its history", await _history(bench)),
+    ]
+    rows = tuple(row for part in parts for row in part.rows)
+    return Outcome(rows, tuple(plot for part in parts for plot in part.plots))
+
+
+async def _identities(bench: Bench) -> list[Curve]:
+    one, *others = counts = bench.plan.scale_identities
+    found: dict[int, Idle] = defaultdict(Idle)
+    with bench.place("scale-identities") as place:
+        async with sides(bench, place) as (both, _):
+            for _run in range(bench.plan.scale_runs):
+                for count in counts:
+                    await observe(both[0], count, _IDLE_SECONDS, found[count])
+
+    def added(less: Sequence[float], more: Sequence[float], count: float) -> Series:
+        return tuple((b - a) / count for a, b in zip(less, more, strict=True))
+
+    alone = found[one]
+    return [
+        Curve(f"RSS, each beyond {one}", "MiB", {n: added(alone.rss_mib, found[n].rss_mib, n - one) for n in others}),
+        Curve(
+            f"start, each beyond {one}",
+            "ms",
+            {n: added(alone.start_seconds, found[n].start_seconds, (n - one) / 1e3) for n in others},
+        ),
+        Curve("idle CPU, each", "%", {n: tuple(value / n for value in found[n].cpu_percent) for n in counts}),
+    ]
+
+
+async def _lines(bench: Bench) -> list[Curve]:
+    """Lines come quicker than the broker takes them: most of them wait at the end of the build."""
+    counts = bench.plan.scale_lines
+    found: dict[int, Talk] = defaultdict(Talk)
+    with bench.place("scale-lines") as place:
+        async with sides(bench, place, contents()) as (both, upstream):
+            side = both[0]
+            await side.peer.open_logs()
+            source = Talks(upstream)
+            async with side.running(1) as running:
+                await talk(running, await source.job(counts[0]), counts[0], Talk())
+                for _run in range(bench.plan.scale_runs):
+                    for count in counts:
+                        await talk(running, await source.job(count), count, found[count])
+    wall = {n: tuple(_MICROS / rate for rate in found[n].lines_per_second) for n in counts}
+    growth = {n: tuple(mib * 2**20 / n for mib in found[n].growth_mib) for n in counts}
+    return [
+        Curve("until the result, each", "µs", wall),
+        Curve("own CPU, each", "µs", {n: tuple(found[n].cpu_micros) for n in counts}),
+        Curve("growth of RSS, each", "bytes", growth),
+    ]
+
+
+async def _waiters(bench: Bench) -> list[Curve]:
+    runs = range(bench.plan.scale_runs)
+    values = {
+        count: tuple([_MICROS * await units.lock_seconds(count) / count for _run in runs])
+        for count in bench.plan.scale_waiters
+    }
+    return [Curve("wait, hold and release, each", "µs", values)]
+
+
+async def _history(bench: Bench) -> list[Curve]:
+    counts = bench.plan.scale_rows
+    with bench.place("scale-rows") as place:
+        costs = {n: await units.journal_costs(place / f"{n}", n, bench.plan.scale_runs) for n in counts}
+    return [
+        Curve("opening the journal", "ms", {n: costs[n].open_ms for n in counts}),
+        Curve("a page of 100", "ms", {n: costs[n].page_ms for n in counts}),
+        Curve("the five transactions of an attempt", "ms", {n: costs[n].attempt_ms for n in counts}),
+        Curve("disk, each", "bytes", {n: (costs[n].row_bytes,) for n in counts}),
+    ]
+
+
+def _outcome(what: str, title: str, curves: Sequence[Curve]) -> Outcome:
+    rows = tuple(
+        Row("scale", f"{count:,} {what}: {curve.name}", curve.unit, series)
+        for curve in curves
+        for count, series in curve.values.items()
+    )
+    return Outcome(rows, tuple(_plots(what, title, curves)))
+
+
+def _plots(what: str, title: str, curves: Sequence[Curve]) -> Iterator[Plot]:
+    """One for each unit."""
+    for unit in dict.fromkeys(curve.unit for curve in curves):
+        points = {
+            curve.name: tuple((float(count), median(series)) for count, series in curve.values.items())
+            for curve in curves
+            if curve.unit == unit
+        }
+        yield Plot(f"{title}, {unit}", what, unit, points, log_x=True)

@@ -1,0 +1,143 @@
+"""Big trees and long histories: what several identities cost that work on the same repository."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterable, Mapping, Sequence
+
+import anyio.to_thread
+from attrs import field, frozen
+
+from ofborg_async.lab.bench.builders import OURS, THEIRS, Job, Running, sides
+from ofborg_async.lab.bench.jobs import all_running, pack
+from ofborg_async.lab.bench.model import Goal, Outcome, Row
+from ofborg_async.lab.bench.plan import Bench
+from ofborg_async.lab.servers import LabError
+from ofborg_async.lab.upstream import Upstream, package_set
+
+_FOLDERS_OF_A_FOLDER = 200
+_CHANGED_FILES = 20
+_BLOBS_OF_A_COMMIT = 10
+_BLOB_BYTES = 1 << 20
+
+
+@frozen
+class Costs:
+    """What one side took: in all, once, and for each warm job."""
+
+    cold_seconds: list[float] = field(factory=list)
+    disk_mib: list[float] = field(factory=list)
+    warm_seconds: list[float] = field(factory=list)
+    warm_cpu_seconds: list[float] = field(factory=list)
+
+
+class Moving:
+    """A repository whose master moves before each pull request is opened, on what was master until then."""
+
+    def __init__(self, upstream: Upstream, paths: Sequence[str]) -> None:
+        self._upstream = upstream
+        self._paths = paths
+        self._number = 0
+
+    async def jobs(self, count: int) -> list[Job]:
+        """Jobs, all of which merge into the same, newest master."""
+        heads = []
+        base = await self._upstream.sha()
+        for _ in range(count):
+            self._number += 1
+            head = await self._upstream.open_pr(self._number, {f"doc/{self._number}": "new"}, base=base)
+            heads.append((self._number, head))
+        if self._paths:
+            start = self._number * _CHANGED_FILES
+            changed = {self._paths[(start + n) % len(self._paths)]: f"{start}" for n in range(_CHANGED_FILES)}
+            await self._upstream.advance_master(changed)
+        return [self._upstream.job(number, head, ["ok"]) for number, head in heads]
+
+
+async def measure_big(bench: Bench) -> Outcome:
+    """First jobs of several identities on a big tree, then jobs one after the other, on warm trees."""
+    plan = bench.plan
+    files = big_tree(plan.big_folders)
+    costs = {OURS: Costs(), THEIRS: Costs()}
+    with bench.place("big") as place:
+        async with (
+            sides(bench, place, package_set() | files) as (both, upstream),
+            all_running(both, plan.big_identities) as ready,
+        ):
+            await pack(upstream)
+            moving = Moving(upstream, list(files))
+            await _cold(ready, await moving.jobs(plan.big_identities), costs)
+            for number in range(plan.big_identities + plan.big_jobs):
+                jobs = await moving.jobs(1)
+                for who, running in ready.items():
+                    # The first job on each tree that is there already may look at all of it.
+                    await _warm(running, jobs, costs[who] if number >= plan.big_identities else Costs())
+    cases = [("cold_seconds", "first job on all", "s", 0.6), ("disk_mib", "disk", "MiB", 0.96)]
+    cases += [("warm_seconds", "a warm job", "s", 0.35), ("warm_cpu_seconds", "a warm job: CPU", "CPU s", 0.35)]
+    return _outcome("big", f"{2 * plan.big_folders} files, {plan.big_identities} identities", cases, costs)
+
+
+async def measure_history(bench: Bench) -> Outcome:
+    """First jobs of several identities on a repository with a long history."""
+    plan = bench.plan
+    costs = {OURS: Costs(), THEIRS: Costs()}
+    with bench.place("history") as place:
+        async with sides(bench, place) as (both, upstream), all_running(both, plan.history_identities) as ready:
+            await _grow(upstream, plan.history_mib)
+            await _cold(ready, await Moving(upstream, ()).jobs(plan.history_identities), costs)
+    cases = [("disk_mib", "disk", "MiB", 0.3), ("cold_seconds", "until each has built once", "s", 0.3)]
+    return _outcome("history", f"{plan.history_mib} MiB, {plan.history_identities} identities", cases, costs)
+
+
+def big_tree(folders: int) -> dict[str, str]:
+    """Two files in each of many folders, laid out as a package collection is: not too many in one folder."""
+    paths = (f"pkgs/{n // _FOLDERS_OF_A_FOLDER:03}/package-{n:05}" for n in range(folders))
+    return {f"{path}/{name}": f"{path} {name}\n" * 8 for path in paths for name in ("default.nix", "source.nix")}
+
+
+async def _grow(upstream: Upstream, size_mib: int) -> None:
+    """A history of this size in files that no later commit has any more."""
+    noise = random.Random(1)
+    path = "noise/{}".format
+    for start in range(0, size_mib, _BLOBS_OF_A_COMMIT):
+        numbers = range(start, min(start + _BLOBS_OF_A_COMMIT, size_mib))
+        await upstream.advance_master({path(number): noise.randbytes(_BLOB_BYTES) for number in numbers})
+        await upstream.advance_master({path(number): None for number in numbers})
+    await pack(upstream)
+
+
+async def _cold(ready: Mapping[str, Running], jobs: Sequence[Job], costs: Mapping[str, Costs]) -> None:
+    """A job for each identity at once, one side after the other."""
+    for who, running in ready.items():
+        await anyio.to_thread.run_sync(os.sync)  # what was written before is not this side's load
+        costs[who].cold_seconds.append(await running.work(jobs))
+        if len(running.busy_identities()) != len(jobs):
+            raise LabError(f"not every identity got a job: {running.busy_identities()}")
+        await running.settle()
+        costs[who].disk_mib.append(running.disk_mib())
+
+
+async def _warm(running: Running, jobs: Sequence[Job], costs: Costs) -> None:
+    before = running.cpu()
+    costs.warm_seconds.append(await running.work(jobs))
+    await running.settle()
+    costs.warm_cpu_seconds.append((running.cpu() - before).seconds)
+
+
+def _outcome(
+    figure: str, circumstances: str, cases: Iterable[tuple[str, str, str, float]], costs: Mapping[str, Costs]
+) -> Outcome:
+    return Outcome(
+        tuple(
+            Row(
+                figure,
+                f"{circumstances}: {name}",
+                unit,
+                tuple(getattr(costs[OURS], attribute)),
+                tuple(getattr(costs[THEIRS], attribute)),
+                goals=(Goal(bound),),
+            )
+            for attribute, name, unit, bound in cases
+        )
+    )

@@ -1,0 +1,172 @@
+"""The ground of one round: broker, repository, store, a path and a builder for each daemon; what is known of jobs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+from attrs import define, field, frozen
+
+from ofborg_async.lab.chaos import jobs as make
+from ofborg_async.lab.chaos.builders import Builder, Ours
+from ofborg_async.lab.chaos.jobs import BRANCHES, Job
+from ofborg_async.lab.chaos.ledger import open_ledger, publish
+from ofborg_async.lab.chaos.plan import SYSTEMS, RoundPlan
+from ofborg_async.lab.chaos.smalldisk import SmallDisk, small_disk
+from ofborg_async.lab.chaos.theirs import their_builder
+from ofborg_async.lab.farm import toml_file
+from ofborg_async.lab.proxy import Proxy, proxy
+from ofborg_async.lab.rabbitmq import Broker, private_broker
+from ofborg_async.lab.store import Store, private_store
+from ofborg_async.lab.upstream import Upstream, create_upstream
+from ofborg_async.lab.wiretap import job_queue
+
+USER, PASSWORD = "builder", "password of builder"
+_TIMEOUT_MILLISECONDS = 5000
+_DAEMON_SETTINGS = {
+    "OFBORG_ASYNC_BACKOFF_FIRST_SECONDS": "0.2",
+    "OFBORG_ASYNC_BACKOFF_MAX_SECONDS": "2",
+    "OFBORG_ASYNC_MAX_BUILDS": "3",
+}
+
+
+@frozen
+class Stand:
+    """One builder, its way to the broker, and the lock of whoever starts and ends it."""
+
+    builder: Builder
+    path: Proxy
+    disk: SmallDisk | None = None
+    lock: anyio.Lock = field(factory=anyio.Lock)
+
+
+@define(eq=False)
+class Ground:
+    """All of it. ``broker_lock`` and ``upstream_lock``: held by faults during which these cannot be used."""
+
+    directory: Path
+    plan: RoundPlan
+    broker: Broker
+    store: Store
+    upstream: Upstream
+    stands: tuple[Stand, ...]
+    jobs: dict[int, Job]
+    notes: list[str] = field(factory=list)
+    broken: list[str] = field(factory=list)
+    branch: str = BRANCHES[0]
+    broker_lock: anyio.Lock = field(factory=anyio.Lock)
+    upstream_lock: anyio.Lock = field(factory=anyio.Lock)
+
+    @property
+    def url(self) -> str:
+        """The broker, for a peer of the builders."""
+        return self.broker.url()
+
+    async def submit(self, job: Job) -> None:
+        """Ask for a job, once the broker can be used."""
+        async with self.broker_lock:
+            job.body = make.message(self.upstream, job, self.branch)
+            body = job.body if isinstance(job.body, bytes) else json.dumps(job.body).encode()
+            await publish(self.url, job_queue(job.plan.system), body)
+            job.submitted = True
+
+    async def unfinished(self) -> list[Job]:
+        """Jobs that were asked for and whose end no builder has told of, by number."""
+        ended: set[int] = set()
+        for stand in self.stands:
+            history = await stand.builder.history() if stand.builder.pids else None
+            ended |= {entry.pr for entry in history or () if entry.status not in GIVEN_BACK}
+        return [job for number, job in sorted(self.jobs.items()) if job.submitted and number not in ended]
+
+
+GIVEN_BACK = frozenset({"Requeued", "Interrupted"})
+
+
+@asynccontextmanager
+async def open_ground(directory: Path, plan: RoundPlan, against: Path | None) -> AsyncIterator[Ground]:
+    """A Ground whose builders are not started yet; everything is ended and removed after the block."""
+    timeout = _TIMEOUT_MILLISECONDS if plan.acknowledgement_timeout else 30 * 60 * 1000
+    configured = f"[{{rabbit,[{{consumer_timeout,{timeout}}},{{channel_tick_interval,1000}}]}}]."
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(private_broker(directory / "broker", advanced_config=configured))
+        await broker.add_user(USER, PASSWORD)
+        await broker.set_permissions(USER)
+        await open_ledger(broker.url(), *SYSTEMS)
+        store = await stack.enter_async_context(private_store(directory / "store"))
+        upstream = await create_upstream(directory / "upstream.git", make.MASTER_FILES)
+        jobs = await _open_prs(upstream, plan)
+        stands = []
+        for number in range(plan.daemons):
+            path = await stack.enter_async_context(proxy(broker.host, broker.port))
+            place = directory / f"daemon-{number}"
+            place.mkdir()
+            names = [f"chaos-{number}-{each}" for each in range(plan.identities)]
+            disk: SmallDisk | None = None
+            if against is None:
+                (place / "disk").mkdir()
+                if plan.small_disks:
+                    disk = await stack.enter_async_context(small_disk(place / "disk", place / "disk.log"))
+                builder: Builder = _our_builder(place, names, store, path, plan, disk)
+            else:
+                builder = await stack.enter_async_context(
+                    their_builder(place, against, names, path.port, USER, PASSWORD)
+                )
+            stack.callback(builder.close)
+            stands.append(Stand(builder, path, disk))
+        yield Ground(directory, plan, broker, store, upstream, tuple(stands), jobs)
+
+
+def _our_builder(
+    place: Path, names: Sequence[str], store: Store, path: Proxy, plan: RoundPlan, disk: SmallDisk | None
+) -> Builder:
+    """Its state and its roots are on the disk, if there is one."""
+    roots = [place / "disk" / "roots" / name for name in names]
+    file = toml_file(
+        place / "builders.toml",
+        identities=[{"name": name, "checkout.root": str(root)} for name, root in zip(names, roots, strict=True)],
+        defaults={
+            "nix.systems": list(SYSTEMS),
+            "nix.remote": store.remote,
+            "nix.environment": dict(store.environment),
+            "checkout.clone_url_schemes": ["file"],
+            "rabbitmq.host": f"127.0.0.1:{path.port}",
+            "rabbitmq.ssl": False,
+            "rabbitmq.virtualhost": "/",
+            "rabbitmq.username": USER,
+            "rabbitmq.password": PASSWORD,
+            "rabbitmq.heartbeat_seconds": 2,
+            "rabbitmq.connect_timeout_seconds": 5,
+            "rabbitmq.call_timeout_seconds": 5,
+            "rabbitmq.unroutable_hold_seconds": plan.hold_seconds,
+            "limits.fetch_timeout_seconds": 20,
+            "limits.host_fault_retries": 1,
+            "limits.host_fault_backoff_seconds": 0.2,
+            "limits.max_attempts": 1000,
+            "limits.quarantine_after": 1000,
+            "limits.disk_floor_bytes": 8 << 20 if disk is not None else 0,
+            "limits.disk_floor_inodes": 0,
+            "feedback.full_logs": True,
+        },
+    )
+    settings = {**_DAEMON_SETTINGS, "OFBORG_ASYNC_STATE_DIR": str(place / "disk" / "state")}
+    seen = disk.view if disk is not None else place / "disk"
+    return Ours(
+        place,
+        file,
+        [seen / "roots" / name for name in names],
+        seen / "state",
+        settings,
+        disk.prefix if disk is not None else (),
+    )
+
+
+async def _open_prs(upstream: Upstream, plan: RoundPlan) -> dict[int, Job]:
+    """The pull requests of all jobs; then master changes what some of them change too."""
+    first = await upstream.sha()
+    jobs = {job.number: await make.prepare(upstream, job, first) for job in plan.jobs}
+    await upstream.commit(f"refs/heads/{BRANCHES[0]}", {"on": "foo"}, parents=[first])
+    await upstream.advance_master({"clash": "changed on master\n"})
+    return jobs

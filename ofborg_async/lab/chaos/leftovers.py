@@ -1,0 +1,99 @@
+"""What is left behind: messages, locks, and after a stop processes and held lock files."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import anyio
+
+from ofborg_async.errors import OfborgAsyncError
+from ofborg_async.lab.chaos.ground import Ground
+from ofborg_async.lab.chaos.plan import SYSTEMS
+from ofborg_async.lab.chaos.verdict import Finding, Sort
+from ofborg_async.lab.wiretap import job_queue
+from ofborg_async.process.table import ProcessInfo, read_proc
+from ofborg_async.waiting import at_most
+
+_VANISH_SECONDS = 10.0
+_POLL_SECONDS = 0.1
+_PLACES = ("disk", "roots")
+
+
+async def look(ground: Ground) -> list[Finding]:
+    """Stop the builders and look. Everything found is left behind."""
+    found: list[str] = []
+    for stand in ground.stands:
+        with suppress(OfborgAsyncError):
+            found += [f"lock held: {lock}" for lock in await stand.builder.held_locks()]
+    for stand in ground.stands:
+        try:
+            if any(statuses := await stand.builder.stop()):
+                found.append(f"a stop ended with {statuses}")
+        except OfborgAsyncError as error:
+            found.append(f"a stop did not end: {error}")
+            stand.builder.close()
+    for name, queue in (await ground.broker.list_queues()).items():
+        if name in map(job_queue, SYSTEMS) and queue.messages:
+            found.append(f"{queue.messages} messages in {name}")
+    found += await _processes(ground)
+    for stand in ground.stands:
+        for root in stand.builder.roots:
+            found += [f"held after the stop: {path}" for path in sorted(root.rglob("*.lock")) if _is_held(path)]
+    return [Finding(Sort.LEFT_BEHIND, text) for text in found]
+
+
+async def _processes(ground: Ground) -> list[str]:
+    """Processes that know the place of a builder, its store, or a job's token."""
+    places = [
+        os.fsencode(ground.store.directory),
+        *(
+            os.fsencode(ground.directory / f"daemon-{number}" / name)
+            for number in range(len(ground.stands))
+            for name in _PLACES
+        ),
+    ]
+    tokens = [b"echo token " + job.token.encode() for job in ground.jobs.values()]
+
+    def known(info: ProcessInfo) -> bool:
+        if info.pid == os.getpid() or not info.alive:
+            return False
+        words, environment = _read(info.pid, "cmdline"), _read(info.pid, "environ")
+        if any(place in words or place in environment for place in places):
+            return True
+        return any(token in words for token in tokens) and _below(info.pid, ground.store.directory)
+
+    left = ["nobody has looked"]
+    with at_most(_VANISH_SECONDS):
+        while left:
+            left = [f"process {info.pid}: {_shown(info.pid)}" for info in read_proc().values() if known(info)]
+            await anyio.sleep(_POLL_SECONDS)
+    return left
+
+
+def _shown(pid: int) -> str:
+    return _read(pid, "cmdline").replace(b"\0", b" ").decode(errors="replace")[:160]
+
+
+def _below(pid: int, directory: Path) -> bool:
+    """Whether a process in a sandbox has its root below the store's directory: tokens are the same in other rounds."""
+    with suppress(OSError):
+        return os.fsencode(directory) in (Path("/proc") / str(pid) / "mountinfo").read_bytes()
+    return False
+
+
+def _read(pid: int, name: str) -> bytes:
+    with suppress(OSError):
+        return (Path("/proc") / str(pid) / name).read_bytes()
+    return b""
+
+
+def _is_held(path: Path) -> bool:
+    with suppress(OSError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -1,0 +1,180 @@
+"""What a round will do, drawn from one seeded generator before it begins: the same seed gives the same schedule."""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections.abc import Sequence
+
+from attrs import frozen
+
+from ofborg_async.lab.namespace import namespaces_work
+
+SYSTEMS = ("x86_64-linux", "i686-linux")
+
+
+class JobKind(enum.StrEnum):
+    """What a job asks for."""
+
+    OK = "ok"
+    LOUD = "loud"
+    FAILS = "fails"
+    SKIPPED = "skipped"
+    MIXED = "mixed"
+    CONFLICT = "conflict"
+    DELETED = "deleted before it was asked for"
+    FORCED = "force-pushed before it was asked for"
+    NO_ATTRS = "no attributes"
+    NONSENSE = "no build job"
+    BRANCH = "onto a branch that changes its name"
+
+
+class FaultKind(enum.StrEnum):
+    """What goes wrong."""
+
+    DAEMON_KILLED = "daemon killed"
+    DAEMON_RESTARTED = "daemon restarted"
+    DAEMON_CUT_SHORT = "daemon killed while it stops"
+    BROKER_KILLED = "broker killed"
+    BROKER_RESTARTED = "broker restarted"
+    CONNECTIONS_CLOSED = "connections closed"
+    ALARM = "memory alarm"
+    WRONG_PASSWORD = "wrong password"
+    QUEUE_DELETED = "queue deleted"
+    RESULTS_DELETED = "results exchange deleted"
+    LOGS_DELETED = "logs exchange deleted"
+    UNBOUND = "results unbound"
+    PATH_FROZEN = "path frozen"
+    PATH_HALF_FROZEN = "path frozen one way"
+    PATH_SLOW = "path slow"
+    PATH_CUT = "path cut"
+    PATH_REFUSED = "path refused"
+    UPSTREAM_AWAY = "upstream away"
+    FORCE_PUSHED = "pull request force-pushed"
+    PR_DELETED = "pull request deleted"
+    BRANCH_RENAMED = "branch becomes a folder"
+    STALE_LOCKS = "stale git locks"
+    TRUNCATED = "truncated objects"
+    HALF_CLONE = "interrupted clone"
+    IDENTITY_RESTARTED = "identity restarted"
+    HURRIED = "daemon stopped in a hurry"
+    CHILD_STOPPED = "child stopped"
+    CHILD_KILLED = "child killed"
+    BUILDER_KILLED = "nix's builder killed"
+    COLLECTED = "store collected"
+    DISK_FULL = "disk full"
+
+
+_WEIGHTS: dict[FaultKind, int] = {
+    FaultKind.DAEMON_KILLED: 5,
+    FaultKind.DAEMON_RESTARTED: 3,
+    FaultKind.DAEMON_CUT_SHORT: 2,
+    FaultKind.BROKER_KILLED: 3,
+    FaultKind.BROKER_RESTARTED: 2,
+    FaultKind.CONNECTIONS_CLOSED: 3,
+    FaultKind.CHILD_KILLED: 3,
+    FaultKind.CHILD_STOPPED: 2,
+}
+_LONG = frozenset({FaultKind.PATH_FROZEN, FaultKind.PATH_HALF_FROZEN})
+_JOBS = (JobKind.OK,) * 6 + (JobKind.LOUD,) * 2 + (JobKind.BRANCH,) * 2 + tuple(JobKind)
+
+
+@frozen
+class JobPlan:
+    """A job that is asked for at ``at_seconds``; its build takes ``seconds`` and prints ``lines``."""
+
+    number: int
+    kind: JobKind
+    system: str
+    at_seconds: float
+    seconds: float
+    lines: int
+
+
+@frozen
+class FaultPlan:
+    """A fault from ``at_seconds`` on, for ``seconds`` where it lasts.
+
+    ``daemon`` is the number of the one that it is about; ``choice``, from 0 to 1, decides what else is open.
+    """
+
+    kind: FaultKind
+    at_seconds: float
+    seconds: float
+    daemon: int
+    choice: float
+
+
+@frozen
+class RoundPlan:
+    """One round: its daemons with so many identities each, its jobs and faults in the order of time."""
+
+    seed: int
+    daemons: int
+    identities: int
+    acknowledgement_timeout: bool
+    hold_seconds: float
+    small_disks: bool
+    jobs: tuple[JobPlan, ...]
+    faults: tuple[FaultPlan, ...]
+
+
+@frozen
+class Size:
+    """How much happens in a round."""
+
+    span_seconds: float = 24.0
+    jobs: int = 20
+    faults: int = 14
+
+
+SMALL = Size(span_seconds=9.0, jobs=8, faults=4)
+
+
+def draw_round(seed: int, size: Size, only: Sequence[FaultKind] = ()) -> RoundPlan:
+    """The round of a seed; with ``only``, no other faults."""
+    chance = random.Random(seed)
+    kinds = tuple(only or (kind for kind in FaultKind if kind is not FaultKind.DISK_FULL or namespaces_work()))
+    weights = [_WEIGHTS.get(kind, 1) for kind in kinds]
+    daemons = chance.choice((1, 1, 2))
+    acknowledgement_timeout = chance.random() < 0.25
+    longest = 9.0 if acknowledgement_timeout else 3.0
+    jobs = [
+        JobPlan(
+            number=number,
+            kind=chance.choice(_JOBS),
+            system=chance.choice(SYSTEMS),
+            at_seconds=chance.uniform(0, size.span_seconds),
+            seconds=round(chance.choice((0.0, chance.uniform(0, 1), chance.uniform(0, longest))), 1),
+            lines=chance.choice((0, 3, 40)),
+        )
+        for number in range(1, size.jobs + 1)
+    ]
+    faults = [
+        _draw_fault(chance, kind, size.span_seconds, daemons) for kind in chance.choices(kinds, weights, k=size.faults)
+    ]
+    return RoundPlan(
+        seed=seed,
+        daemons=daemons,
+        identities=chance.choice((1, 2, 3)),
+        acknowledgement_timeout=acknowledgement_timeout,
+        hold_seconds=chance.choice((0.0, 2.0, 300.0)),
+        small_disks=any(fault.kind is FaultKind.DISK_FULL for fault in faults),
+        jobs=tuple(sorted(jobs, key=lambda job: job.at_seconds)),
+        faults=tuple(sorted(faults, key=lambda fault: fault.at_seconds)),
+    )
+
+
+def _draw_fault(chance: random.Random, kind: FaultKind, span_seconds: float, daemons: int) -> FaultPlan:
+    return FaultPlan(
+        kind=kind,
+        at_seconds=chance.uniform(0, span_seconds),
+        seconds=round(
+            chance.uniform(4, 14)
+            if kind in _LONG
+            else chance.choice((0.0, chance.uniform(0, 2), chance.uniform(1, 5))),
+            2,
+        ),
+        daemon=chance.randrange(daemons),
+        choice=chance.random(),
+    )

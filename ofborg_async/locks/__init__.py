@@ -1,0 +1,24 @@
+"""Who may use what: fair queues inside the process, flock between processes, and roots told apart by what is on disk.
+
+Keys and holders are opaque here.
+"""
+
+from ofborg_async.locks.filelock import FileLock, HolderNote, acquire_file_lock
+from ofborg_async.locks.manager import LockManager
+from ofborg_async.locks.mounts import refuse_network_file_system
+from ofborg_async.locks.rootlock import RootLock, acquire_root_lock
+from ofborg_async.locks.roots import RootConflict, RootId, find_conflicts, identify_root
+
+__all__ = [
+    "FileLock",
+    "HolderNote",
+    "LockManager",
+    "RootConflict",
+    "RootId",
+    "RootLock",
+    "acquire_file_lock",
+    "acquire_root_lock",
+    "find_conflicts",
+    "identify_root",
+    "refuse_network_file_system",
+]

@@ -1,0 +1,70 @@
+"""Evaluation and builds for one identity: the port ``Nix`` of the pipeline, by nix's command line tools."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from anyio import to_thread
+
+from ofborg_async.clock import Clock
+from ofborg_async.model.evaluation import EvalRequest, Evaluation
+from ofborg_async.model.identity import LimitSettings, NixSettings
+from ofborg_async.model.result import Status
+from ofborg_async.nix.build import Build, LineSink
+from ofborg_async.nix.environment import places_of_builds
+from ofborg_async.nix.evaluate import Evaluator
+from ofborg_async.nix.host import HostEvidence
+from ofborg_async.nix.session import Session
+from ofborg_async.process import Spawner
+
+
+class NixEngine:
+    """Runs nix-instantiate and nix-build for one identity.
+
+    ``roots`` is the directory for collector roots, on a path that the collector can see, and owned by this daemon;
+    ``path`` is the PATH of nix; ``parallel()`` is how many evaluations a job may run at once, asked when it starts;
+    ``evidence`` is what the host says of memory and disks (by default of the places this identity's builds write to).
+    """
+
+    def __init__(
+        self,
+        settings: NixSettings,
+        limits: LimitSettings,
+        *,
+        spawner: Spawner,
+        clock: Clock,
+        roots: Path,
+        path: str,
+        parallel: Callable[[], int],
+        evidence: HostEvidence | None = None,
+    ) -> None:
+        floors = limits.disk_floor_bytes, limits.disk_floor_inodes
+        evidence = evidence or HostEvidence(places_of_builds(settings), *floors)
+        self._session = Session(settings, limits, spawner, clock, roots.resolve(), path, evidence)
+        self._parallel = parallel
+
+    async def evaluate(self, request: EvalRequest) -> Evaluation:
+        """Instantiate the attrs of a job; what cannot be is skipped, with its error lines.
+
+        Raises HostFault (MEMORY, DISK, NIX_DAEMON, PROCESS ...): worth retrying. ExecutableMissingError is one.
+        """
+        return await Evaluator(self._session, request, self._parallel()).run()
+
+    async def build(self, request: EvalRequest, evaluation: Evaluation, sink: LineSink) -> Status:
+        """Build what ``evaluate`` gave; every line goes to ``sink`` before this returns.
+
+        The attempt's time runs from its first evaluation; when it is over the status is TimedOut. Raises HostFault.
+        """
+        return await Build(self._session, request, sink).run(evaluation)
+
+    def peak_rss_bytes(self, attempt_id: str) -> int:
+        """The largest resident size of one process of the attempt so far, 0 when unknown. Until ``forget``."""
+        return self._session.peak_rss_bytes(attempt_id)
+
+    async def forget(self, attempt_id: str) -> None:
+        """Drop the collector roots of an attempt. Does nothing when there are none."""
+        self._session.drop(attempt_id)
+        directory = self._session.attempt_dir(attempt_id)
+        await to_thread.run_sync(lambda: shutil.rmtree(directory, ignore_errors=True))

@@ -1,0 +1,77 @@
+"""What the runs of nix for one identity have in common, and what is remembered of an attempt between them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attrs import define, field
+
+from ofborg_async.clock import Clock
+from ofborg_async.model.identity import LimitSettings, NixSettings
+from ofborg_async.nix.environment import nix_environment
+from ofborg_async.nix.host import HostEvidence
+from ofborg_async.process import Completed, Spawner
+
+
+@define
+class _Attempt:
+    started: float
+    peak_rss_bytes: int = 0
+    evaluations: int = 0
+
+
+@define
+class Session:
+    """Settings, tools and the attempts under way.
+
+    ``path`` is the PATH of nix; ``roots`` holds the collector roots; ``evidence`` is what the host says of itself.
+    """
+
+    settings: NixSettings
+    limits: LimitSettings
+    spawner: Spawner
+    clock: Clock
+    roots: Path
+    path: str
+    evidence: HostEvidence
+    _attempts: dict[str, _Attempt] = field(factory=dict, init=False)
+
+    def environment(self, tree: Path) -> dict[str, str]:
+        """The environment of a nix process in ``tree``."""
+        return nix_environment(self.settings, tree, self.path)
+
+    def remaining_seconds(self, attempt_id: str) -> float:
+        """What is left of the attempt's time, which begins with its first evaluation. Negative when it is over."""
+        spent = self.clock.monotonic() - self._attempt(attempt_id).started
+        return self.settings.attempt_timeout_seconds - spent
+
+    def new_links_dir(self, attempt_id: str) -> Path:
+        """A directory for the roots of one evaluation: it may be tried again for the same attempt."""
+        attempt = self._attempt(attempt_id)
+        attempt.evaluations += 1
+        return self.attempt_dir(attempt_id) / str(attempt.evaluations)
+
+    def attempt_dir(self, attempt_id: str) -> Path:
+        """The directory with all roots of an attempt. Raises ValueError for an id that is no plain name."""
+        if not attempt_id.replace("-", "").isalnum():
+            raise ValueError(f"an attempt's id names a directory, so it has letters, digits and dashes: {attempt_id!r}")
+        return self.roots / attempt_id
+
+    def book(self, attempt_id: str, done: Completed) -> None:
+        """Remember the largest process of an attempt."""
+        attempt = self._attempt(attempt_id)
+        attempt.peak_rss_bytes = max(attempt.peak_rss_bytes, done.peak_rss_bytes)
+
+    def peak_rss_bytes(self, attempt_id: str) -> int:
+        """The largest resident size of a process of the attempt so far, 0 when unknown."""
+        attempt = self._attempts.get(attempt_id)
+        return attempt.peak_rss_bytes if attempt else 0
+
+    def drop(self, attempt_id: str) -> None:
+        """Forget an attempt."""
+        self._attempts.pop(attempt_id, None)
+
+    def _attempt(self, attempt_id: str) -> _Attempt:
+        if attempt_id not in self._attempts:
+            self._attempts[attempt_id] = _Attempt(self.clock.monotonic())
+        return self._attempts[attempt_id]

@@ -1,0 +1,353 @@
+"""The daemon: wires the rooms together, keeps identities running, stops in order. The composition root."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ofborg_async import __version__, logs
+from ofborg_async.broker.link import Link
+from ofborg_async.checkout import GitWorkspace, MirrorStore
+from ofborg_async.clock import Clock, SystemClock
+from ofborg_async.control.server import ControlServer
+from ofborg_async.errors import (
+    CancelReason,
+    ConfigError,
+    DeadlineExceededError,
+    FaultKind,
+    HostFault,
+    JournalUnusableError,
+    LockHeldError,
+    OfborgAsyncError,
+)
+from ofborg_async.journal import Journal, LogStore
+from ofborg_async.locks import FileLock, LockManager
+from ofborg_async.model.identity import BrokerSettings, IdentitySettings, LimitSettings, Settings
+from ofborg_async.nix import NixEngine
+from ofborg_async.pipeline.ports import Publisher
+from ofborg_async.process import Spawner
+from ofborg_async.supervisor import startup
+from ofborg_async.supervisor.backoff import Backoff, doubling
+from ofborg_async.supervisor.budget import HostBudget
+from ofborg_async.supervisor.claims import SURE_SECONDS, Claim, Claims
+from ofborg_async.supervisor.identity import Identity
+from ofborg_async.supervisor.lane import Lane
+from ofborg_async.supervisor.lifecycle import Event
+from ofborg_async.supervisor.notify import Notifier
+from ofborg_async.supervisor.outbox import Outbox
+from ofborg_async.supervisor.services import Services
+from ofborg_async.supervisor.task import reported
+from ofborg_async.supervisor.view import View
+from ofborg_async.waiting import at_most, idle
+
+log = logging.getLogger(__name__)
+
+EX_OK, EX_FAILURE, EX_TEMPFAIL, EX_CONFIG = 0, 1, 75, 78
+TICK_SECONDS = 1.0
+PRUNE_SECONDS = 3600.0
+REMEMBER_SECONDS = 24 * 3600.0
+"""How long a message whose acknowledgement is not known is expected to return."""
+REPORT_SECONDS = 15.0
+"""How long a stop waits for results that are being published; what is not out by then stays in the outbox."""
+
+
+def run_daemon(settings: Settings) -> int:
+    """Run until stopped. The exit status of ``run`` (interface document), with its cause on standard error."""
+    logs.configure(settings.daemon.log_level, settings.daemon.log_format)
+    try:
+        startup.refuse_root(settings, os.geteuid())
+        anyio.run(Daemon(settings, SystemClock()).run)
+    except Exception as error:  # noqa: BLE001 - the end of the process: what is not known is shown in full
+        return _exit_status(error)
+    return EX_OK
+
+
+def _exit_status(error: Exception) -> int:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    if not isinstance(error, OfborgAsyncError):
+        log.critical("the daemon ended by an error that it does not know", exc_info=error)
+        return EX_FAILURE
+    for line in str(error).splitlines():
+        sys.stderr.write(f"ofborg-async: {line}\n")
+    if isinstance(error, ConfigError | JournalUnusableError):
+        return EX_CONFIG
+    return EX_TEMPFAIL if isinstance(error, LockHeldError) else EX_FAILURE
+
+
+class Daemon:
+    """One daemon with its identities. ``run`` raises what keeps it from starting; a stop on request returns."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.started_at = clock.now()
+        self.started = clock.monotonic()
+        self.stopping = anyio.Event()
+        self.hurry = anyio.Event()
+        self.identities: dict[str, Identity] = {}
+        self.links: dict[BrokerSettings, Link] = {}
+        self.locks = LockManager(clock)
+        self.root_locks: dict[str, FileLock] = {}
+        cores = os.cpu_count() or 1
+        daemon = settings.daemon
+        self.builds = HostBudget("builds", daemon.max_builds or max(4, 2 * cores))
+        self.evaluations = HostBudget("evaluations", daemon.max_evaluations or cores)
+        self.notifier = Notifier(os.environ)
+        self.view = View(self)
+
+    async def run(self) -> None:
+        """Start, serve, stop. Raises ConfigError, JournalUnusableError, LockHeldError, HostFault before it serves."""
+        state_dir = self.settings.daemon.state_dir
+        async with AsyncExitStack() as stack:
+            stack.callback((await startup.lock_state(state_dir, self.clock)).close)
+            self.journal = await Journal.open(state_dir, clock=self.clock)
+            stack.push_async_callback(self._close_journal)
+            await startup.sweep(self.journal, state_dir / "gcroots")
+            stack.callback(self._unlock_roots)
+            await self._lock_roots()
+            self.logs = LogStore(state_dir, limits=LimitSettings())
+            self.spawner = Spawner(self.clock, self.journal)
+            self.mirrors = MirrorStore(state_dir / "mirrors", locks=self.locks, clock=self.clock)
+            await self._serve()
+        log.info("stopped")
+
+    async def _close_journal(self) -> None:
+        with anyio.CancelScope(shield=True):
+            await self.journal.close()
+
+    async def _lock_roots(self) -> None:
+        """Take every root that can be used; the others are their identity's trouble. LockHeldError ends the start."""
+        for identity in self.settings.identities:
+            try:
+                self.root_locks[identity.name] = await startup.lock_root(identity, self.clock)
+            except HostFault as fault:
+                log.error("%s cannot start yet: %s", identity.name, fault)  # noqa: TRY400 - the fault says it all
+
+    def _unlock_roots(self) -> None:
+        for lock in self.root_locks.values():
+            lock.close()
+
+    # --- serving --------------------------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        async with anyio.create_task_group() as around:
+            self._around = around
+            self._start_links(around)
+            outbox = Outbox(around, self.journal, self.logs, self.clock, self._publisher_for)
+            self.services = Services(
+                clock=self.clock,
+                state_dir=self.settings.daemon.state_dir,
+                journal=self.journal,
+                logs=self.logs,
+                claims=Claims(),
+                builds=self.builds,
+                evaluations=self.evaluations,
+                outbox=outbox,
+                new_backoff=self._new_backoff,
+            )
+            for settings in self.settings.identities:
+                self.identities[settings.name] = Identity(settings, self.settings.daemon, self.services, self._prepare)
+            await self.view.refresh()
+            await self._recover(outbox)
+            await self._restore_holds()
+            await self._open_control(around)
+            around.start_soon(self._watch_signals)
+            around.start_soon(self._tick)
+            async with anyio.create_task_group() as identities:
+                for identity in self.identities.values():
+                    identities.start_soon(identity.run)
+                await self._until_started()
+                with idle("the daemon runs until it is told to stop"):
+                    await self.stopping.wait()
+                await self._stop()
+                identities.cancel_scope.cancel()
+            around.cancel_scope.cancel()
+
+    async def _open_control(self, group: TaskGroup) -> None:
+        daemon = self.settings.daemon
+        server = ControlServer(self.view, self.clock)
+        await group.start(partial(server.serve_socket, daemon.control_socket, group=daemon.control_group))
+        if daemon.metrics_listen is not None:
+            host, port = daemon.metrics_listen
+            port = await group.start(server.serve_loopback, host, port)
+            log.info("metrics and the status page on http://%s:%d/", host, port)
+
+    def _start_links(self, group: TaskGroup) -> None:
+        for identity in self.settings.identities:
+            if identity.broker not in self.links:
+                daemon = self.settings.daemon
+                link = Link(
+                    identity.broker,
+                    clock=self.clock,
+                    backoff=doubling(daemon.backoff_first_seconds, daemon.backoff_max_seconds),
+                    client_properties={"ofborg_version": f"ofborg-async {__version__}"},
+                )
+                self.links[identity.broker] = link
+                group.start_soon(link.run)
+
+    def _new_backoff(self) -> Backoff:
+        daemon = self.settings.daemon
+        return Backoff(daemon.backoff_first_seconds, daemon.backoff_max_seconds)
+
+    async def _prepare(self, identity: Identity) -> Sequence[Lane]:
+        """The lanes of an identity, its root locked. Raises HostFault."""
+        settings = identity.settings
+        if settings.name not in self.root_locks:
+            try:
+                self.root_locks[settings.name] = await startup.lock_root(settings, self.clock)
+            except LockHeldError as error:
+                raise HostFault(FaultKind.LOCK, str(error), remedy="stop the other daemon") from error
+        link = self.links[settings.broker]
+        nix = NixEngine(
+            settings.nix,
+            limits=settings.limits,
+            spawner=self.spawner,
+            clock=self.clock,
+            roots=self.settings.daemon.state_dir / "gcroots",
+            path=os.environ.get("PATH", os.defpath),
+            parallel=lambda: 1 + self.evaluations.free,
+        )
+        return [
+            Lane(system, identity, link, self.services, self._workspace(settings, system), nix)
+            for system in settings.nix.systems
+        ]
+
+    def _workspace(self, settings: IdentitySettings, system: str) -> GitWorkspace:
+        return GitWorkspace(
+            settings,
+            system,
+            mirrors=self.mirrors,
+            spawner=self.spawner,
+            locks=self.locks,
+            clock=self.clock,
+            environment=os.environ,
+        )
+
+    def _publisher_for(self, identity: str, system: str) -> Publisher | None:
+        for settings in self.settings.identities:
+            if settings.name == identity:
+                return self.links[settings.broker].publisher(identity, system)
+        return None
+
+    # --- what an earlier daemon left ------------------------------------------------------------------------------
+
+    async def _recover(self, outbox: Outbox) -> None:
+        """Interrupted attempts are counted; results in the outbox go out; unacknowledged messages are remembered."""
+        for interrupted in await self.journal.interrupted():
+            log.warning(
+                "attempt %s was interrupted in phase %s: its message comes back",
+                interrupted.attempt.attempt_id,
+                interrupted.phase or "unknown",
+            )
+        claims: dict[str, Claim] = {}
+        for key, attempt_id in await self.journal.unacknowledged():
+            claims[attempt_id] = self.services.claims.claim(key, attempt_id, reported_at=self.clock.monotonic())
+        holds = {settings.name: settings.broker.unroutable_hold_seconds for settings in self.settings.identities}
+        after = 0
+        while entries := await self.journal.outbox(after=after):
+            for entry in entries:
+                claim = claims.get(entry.attempt_id)
+                if claim is not None:
+                    claim.reported = False
+                sent = partial(reported, services=self.services)
+                outbox.recover(entry, claim, holds.get(entry.identity, 0.0), sent)
+            after = entries[-1].position
+
+    async def _restore_holds(self) -> None:
+        for hold in await self.journal.pauses():
+            identity = self.identities.get(hold.identity)
+            if identity is not None:
+                self.view.pause_until(identity, hold.reason, hold.until)
+
+    # --- running and stopping -------------------------------------------------------------------------------------
+
+    async def _until_started(self) -> None:
+        with at_most(30.0):
+            for identity in self.identities.values():
+                await identity.settled.wait()
+        self.notifier.ready(f"{len(self.identities)} identities")
+        log.info("ofborg-async %s runs %d identities as process %d", __version__, len(self.identities), os.getpid())
+
+    async def _watch_signals(self) -> None:
+        # SIGHUP: the terminal of a daemon in the foreground is gone.
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                if self.stopping.is_set():
+                    log.warning("a second signal: not waiting any longer")
+                    self.hurry.set()
+                else:
+                    log.info("stopping on %s", signal.Signals(number).name)
+                    self.stopping.set()
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call ``call`` after ``seconds``, unless the daemon has stopped by then. Sync."""
+
+        async def wait() -> None:
+            await self.clock.sleep(seconds)
+            call()
+
+        self._around.start_soon(wait)
+
+    async def _tick(self) -> None:
+        """Feed the watchdog, bring lazy entries to the disk, refresh counts, prune."""
+        pruned = self.clock.monotonic()
+        every_seconds = min(TICK_SECONDS, self.notifier.watchdog_seconds or TICK_SECONDS)
+        while True:
+            await self.clock.sleep(every_seconds)
+            self.notifier.alive()
+            await self.journal.flush()
+            prune = self.clock.monotonic() - pruned >= PRUNE_SECONDS
+            if prune:
+                pruned = self.clock.monotonic()
+            try:
+                await self._keep_house(prune=prune)
+            except (HostFault, DeadlineExceededError) as fault:  # a full disk, mostly: no reason to end what runs
+                log.warning("left for later: %s", fault)
+
+    async def _keep_house(self, *, prune: bool) -> None:
+        """Raises HostFault, DeadlineExceededError. What the journal could not be told to forget expires there."""
+        for attempt_id in self.services.claims.sure(self.clock.monotonic() - SURE_SECONDS):
+            await self.journal.acked(attempt_id)
+        await self.view.refresh()
+        if prune:
+            self.services.claims.expire(self.clock.monotonic() - REMEMBER_SECONDS)
+            await self.journal.prune(self.settings.daemon.history_keep_days)
+            await self.logs.prune(self.settings.daemon.log_keep_bytes, await self.journal.live_attempts())
+
+    async def _stop(self) -> None:
+        """No new job; running builds get the configured grace, then go back to their queues; results are published."""
+        self.notifier.stopping()
+        for identity in self.identities.values():
+            identity.on(Event.STOP, "the daemon stops")
+        async with self._unless_hurried():
+            with at_most(self.settings.daemon.shutdown_grace_seconds):
+                await self._until_idle()
+            for identity in self.identities.values():
+                identity.cancel_jobs(CancelReason.SHUTDOWN)
+            with at_most(REPORT_SECONDS):
+                await self._until_idle()
+
+    @asynccontextmanager
+    async def _unless_hurried(self) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as group:
+
+            async def hurry() -> None:
+                await self.hurry.wait()
+                group.cancel_scope.cancel()
+
+            group.start_soon(hurry)
+            yield
+            group.cancel_scope.cancel()
+
+    async def _until_idle(self) -> None:
+        for identity in self.identities.values():
+            await identity.until_idle()

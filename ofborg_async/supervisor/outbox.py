@@ -1,0 +1,152 @@
+"""Results whose lane is gone or goes on without them: what a crash left in the outbox, and what cannot be routed.
+
+Each has a task of its own that publishes until the broker has routed it; the courier is the same as a lane's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from anyio.abc import TaskGroup
+
+from ofborg_async.clock import Clock
+from ofborg_async.errors import HostFault
+from ofborg_async.journal import Journal, LogMissingError, LogStore, OutboxEntry, OutboxState, Unroutable
+from ofborg_async.pipeline.courier import Courier, Parcel
+from ofborg_async.pipeline.ports import Publisher
+from ofborg_async.supervisor.claims import Claim
+
+log = logging.getLogger(__name__)
+
+FAULT_PAUSE_SECONDS = 5.0
+
+
+class Outbox:
+    """Carries on with results outside their lane. ``publisher_for`` gives a way to the broker of (identity, system)."""
+
+    def __init__(
+        self,
+        group: TaskGroup,
+        journal: Journal,
+        logs: LogStore,
+        clock: Clock,
+        publisher_for: Callable[[str, str], Publisher | None],
+    ) -> None:
+        self._group = group
+        self._journal = journal
+        self._logs = logs
+        self._clock = clock
+        self._publisher_for = publisher_for
+        self.stranded: list[str] = []
+        """Attempts whose result no configured identity can send any more."""
+        self._couriers: set[Courier] = set()
+
+    def is_troubled(self, identity: str) -> bool:
+        """Whether a result of an identity waits here for its broker."""
+        return any(courier.identity == identity and courier.trouble for courier in self._couriers)
+
+    def keep(self, courier: Courier, parcel: Parcel) -> None:
+        """Go on publishing a result that could not be routed."""
+        self._group.start_soon(self._despite_faults, courier, partial(courier.redeliver, parcel))
+
+    async def take_over(
+        self,
+        attempt_id: str,
+        claim: Claim,
+        hold_seconds: float,
+        on_reported: Callable[[Claim | None], Awaitable[None]],
+    ) -> bool:
+        """``recover`` for the entry of an attempt of this daemon; False when it has none."""
+        after = 0
+        while entries := await self._journal.outbox(after=after):
+            for entry in entries:
+                if entry.attempt_id == attempt_id:
+                    self.recover(entry, claim, hold_seconds, on_reported)
+                    return True
+            after = entries[-1].position
+        return False
+
+    def recover(
+        self,
+        entry: OutboxEntry,
+        claim: Claim | None,
+        hold_seconds: float,
+        on_reported: Callable[[Claim | None], Awaitable[None]],
+    ) -> None:
+        """Send what a daemon before, or a job that was cut off, left: LogStart, lines, the result, its copy."""
+        publisher = self._publisher_for(entry.identity, entry.system)
+        if publisher is None:
+            log.error(
+                "the result of attempt %s stays in the outbox: no identity %s with system %s is configured",
+                entry.attempt_id,
+                entry.identity,
+                entry.system,
+            )
+            self.stranded.append(entry.attempt_id)
+            return
+        address = entry.result.log_address
+        courier = Courier(
+            system=entry.system,
+            identity=entry.identity,
+            attempt_id=entry.attempt_id,
+            logs=address or entry.result.res_address,
+            publisher=publisher,
+            records=self._journal,
+            clock=self._clock,
+            hold_seconds=hold_seconds,
+            log_refused=address is None,
+        )
+        again = partial(self._recover, entry, courier, claim, on_reported)
+        self._group.start_soon(self._despite_faults, courier, again)
+
+    async def _despite_faults(self, courier: Courier, send: Callable[[], Awaitable[None]]) -> None:
+        """Send, and again after a fault of this host: all of it may come again, for what must not is marked."""
+        self._couriers.add(courier)
+        try:
+            while True:
+                try:
+                    await send()
+                except HostFault as fault:
+                    courier.trouble = str(fault)
+                    log.warning("attempt %s: its result stays in the outbox for now: %s", courier.attempt_id, fault)
+                    await self._clock.sleep(FAULT_PAUSE_SECONDS)
+                else:
+                    return
+        finally:
+            self._couriers.discard(courier)
+
+    async def _recover(
+        self,
+        entry: OutboxEntry,
+        courier: Courier,
+        claim: Claim | None,
+        on_reported: Callable[[Claim | None], Awaitable[None]],
+    ) -> None:
+        parcel = Parcel(entry.result.body, entry.result.res_address, on_log=entry.result.log_address is not None)
+        log.info("attempt %s: its result is in the outbox and is sent now", entry.attempt_id)
+        if entry.unroutable is not Unroutable.NO and entry.log_marked:
+            await on_reported(claim)
+            await courier.redeliver(parcel)
+            return
+        if entry.state is OutboxState.PENDING and entry.result.message:
+            await self._send_log(entry, courier)
+        routed = await courier.deliver(parcel)
+        await on_reported(claim)
+        if not routed:
+            await courier.redeliver(parcel)
+
+    async def _send_log(self, entry: OutboxEntry, courier: Courier) -> None:
+        """The rest of a log: its lines are confirmed in order, so the rest is all behind the last confirmed one."""
+        await courier.open_log(entry.result.message)
+        if entry.lines_confirmed >= entry.result.lines:
+            return
+        try:
+            tail = self._logs.open_reader(entry.attempt_id)
+        except LogMissingError:
+            log.error("attempt %s: its local log is gone, its last lines cannot be sent", entry.attempt_id)  # noqa: TRY400
+            return
+        with tail:
+            await tail.seek(entry.lines_confirmed + 1)
+            await courier.send_lines(tail)

@@ -1,0 +1,1 @@
+"""Bytes and model: strict on the way in, byte-exact on the way out (wire document)."""

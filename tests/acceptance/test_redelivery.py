@@ -1,0 +1,167 @@
+"""Broker trouble in the middle of a build neither ends nor doubles it; a killed daemon loses no result."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+from gated import gated
+from waits import eventually
+
+from ofborg_async.lab.farm import DaemonProcess
+from ofborg_async.lab.rabbitmq import Broker, private_broker
+from ofborg_async.process.table import read_proc
+
+CONSUMER_TIMEOUT = "[{rabbit,[{consumer_timeout,5000},{channel_tick_interval,1000}]}]."
+
+
+@pytest.mark.timeout(240)
+async def test_an_acknowledgement_timeout_neither_ends_nor_doubles_a_build(tmp_path: Path) -> None:
+    async with (
+        private_broker(tmp_path / "node", advanced_config=CONSUMER_TIMEOUT) as broker,
+        gated(tmp_path, broker) as stage,
+        stage.farm.daemon(stage.farm.configuration("lab-a", "lab-b")) as daemon,
+    ):
+        await stage.start_job()
+        with anyio.fail_after(60):
+            while "came back while it runs" not in daemon.log.read_text():
+                await anyio.sleep(0.1)
+        stage.open()
+        await stage.assert_one_result()
+        assert stage.builds_begun() == 1
+        assert await daemon.stop() == 0
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("how", ["restart", "kill", "connections closed"])
+async def test_a_broker_that_goes_away_and_comes_back(tmp_path: Path, how: str) -> None:
+    async with (
+        private_broker(tmp_path / "node") as broker,
+        gated(tmp_path, broker) as stage,
+        stage.farm.daemon(stage.farm.configuration("lab-a")) as daemon,
+    ):
+        await stage.start_job()
+        if how == "restart":
+            await broker.restart()
+        elif how == "kill":
+            broker.kill()
+            await broker.start()
+        else:
+            await broker.close_all_connections()
+        await stage.farm.tap.connect()
+        stage.open()
+        await stage.assert_one_result()
+        assert stage.builds_begun() == 1
+        assert await daemon.stop() == 0
+
+
+@pytest.mark.timeout(240)
+async def test_a_broker_that_is_away_at_the_end_of_the_build_gets_the_result_later(tmp_path: Path) -> None:
+    async with (
+        private_broker(tmp_path / "node") as broker,
+        gated(tmp_path, broker) as stage,
+        stage.farm.daemon(stage.farm.configuration("lab-a")) as daemon,
+    ):
+        await stage.start_job()
+        broker.kill()
+        stage.open()
+        await until_reporting(daemon)
+        await broker.start()
+        await stage.farm.tap.connect()
+        await stage.assert_one_result()
+        assert stage.builds_begun() == 1
+        assert await daemon.stop() == 0
+
+
+@pytest.mark.timeout(240)
+async def test_a_daemon_killed_with_a_computed_result_sends_it_and_does_not_build_again(tmp_path: Path) -> None:
+    async with (
+        private_broker(tmp_path / "node") as broker,
+        gated(tmp_path, broker) as stage,
+        stage.farm.daemon(stage.farm.configuration("lab-a")) as daemon,
+    ):
+        await stage.start_job()
+        broker.kill()  # so that the result cannot leave
+        stage.open()
+        await until_reporting(daemon)
+        daemon.kill()
+        assert await daemon.wait() == -signal.SIGKILL
+        await broker.start()
+        await stage.farm.tap.connect()
+        await daemon.start()
+        await stage.assert_one_result()
+        assert stage.builds_begun() == 1
+        assert await daemon.stop() == 0
+
+
+@pytest.mark.timeout(240)
+async def test_a_daemon_killed_in_the_middle_of_a_build_leaves_nothing_and_builds_again(
+    tmp_path: Path, broker: Broker
+) -> None:
+    async with gated(tmp_path, broker) as stage, stage.farm.daemon(stage.farm.configuration("lab-a")) as daemon:
+        await stage.start_job()
+        daemon.kill()
+        assert await daemon.wait() == -signal.SIGKILL
+        await daemon.start()
+        stage.open()
+        await stage.farm.tap.wait_for_results(1, deadline_seconds=120)
+        await stage.farm.until_settled()
+        assert [result["status"] for result in stage.farm.tap.results()] == ["Success"]
+        assert await daemon.stop() == 0
+
+
+@pytest.mark.timeout(240)
+async def test_an_identity_restarted_while_it_reports_still_sends_its_result(tmp_path: Path) -> None:
+    async with (
+        private_broker(tmp_path / "node") as broker,
+        gated(tmp_path, broker) as stage,
+        stage.farm.daemon(stage.farm.configuration("lab-a")) as daemon,
+    ):
+        await stage.start_job()
+        broker.kill()
+        stage.open()
+        await until_reporting(daemon)
+        await daemon.client.restart("lab-a")
+        await broker.start()
+        await stage.farm.tap.connect()
+        await stage.assert_one_result()
+        assert stage.builds_begun() == 1
+        assert await daemon.stop() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.timeout(240)
+async def test_a_copy_that_came_back_returns_to_its_queue_when_the_host_fails(tmp_path: Path) -> None:
+    async with private_broker(tmp_path / "node") as broker, gated(tmp_path, broker) as stage:
+        file = stage.farm.configuration("lab-a", "lab-b", limits__host_fault_retries=0)
+        async with stage.farm.daemon(file) as daemon:
+            await stage.start_job()
+            await broker.close_all_connections()
+            await stage.farm.tap.connect()
+            await eventually("adoption", lambda: "came back while it runs" in daemon.log.read_text())
+            (build,) = [info.pid for info in read_proc().values() if info.ppid == daemon.pid and is_build(info.pid)]
+            os.kill(build, signal.SIGKILL)
+            stage.open()
+            await stage.farm.tap.wait_for_results(1, deadline_seconds=60)
+            await stage.farm.until_settled()
+            assert [result["status"] for result in stage.farm.tap.results()] == ["Success"]
+            assert [identity.restarts for identity in (await daemon.status()).identities] == [0, 0]
+            assert await daemon.stop() == 0
+
+
+def is_build(pid: int) -> bool:
+    return b"nix-build" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+async def until_reporting(daemon: DaemonProcess) -> None:
+    """The build is over and its result is in the outbox."""
+    with anyio.fail_after(60):
+        while True:
+            job = (await daemon.status()).identities[0].systems[0].job
+            if job is not None and job.phase == "report":
+                return
+            await anyio.sleep(0.05)

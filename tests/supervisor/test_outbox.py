@@ -1,0 +1,119 @@
+"""Results without their lane: sent until the broker has them, also after faults of this host, with a real journal."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio.abc import TaskGroup
+from attrs import define, field
+from waits import eventually
+
+from ofborg_async.clock import SystemClock
+from ofborg_async.errors import FaultKind, HostFault
+from ofborg_async.journal import Attempt, Journal, LogStore, OutboxResult
+from ofborg_async.model.identity import LimitSettings
+from ofborg_async.model.job import Address
+from ofborg_async.supervisor import outbox as module
+from ofborg_async.supervisor.claims import Claim, Claims
+from ofborg_async.supervisor.outbox import Outbox
+
+RES, LOG = Address("build-results", ""), Address("logs", "o/n.1")
+
+
+@define
+class Sink:
+    """Takes everything, as a broker that works."""
+
+    results: list[bytes] = field(factory=list)
+    logged: list[bytes] = field(factory=list)
+
+    async def publish_result(self, to: Address, body: bytes) -> None:
+        self.results.append(body)
+
+    async def open_log(self) -> None: ...
+
+    async def send_log(self, to: Address, bodies: Sequence[bytes]) -> Sink:
+        self.logged += bodies
+        return self
+
+    async def wait(self) -> None: ...
+
+    async def publish_log(self, to: Address, bodies: Sequence[bytes]) -> None:
+        self.logged += bodies
+
+
+@define
+class Stage:
+    journal: Journal
+    outbox: Outbox
+    sink: Sink
+    claim: Claim
+    group: TaskGroup
+    reported: list[Claim | None] = field(factory=list)
+
+    async def note(self, claim: Claim | None) -> None:
+        self.reported.append(claim)
+
+    async def is_empty(self) -> bool:
+        return not await self.journal.outbox()
+
+
+@asynccontextmanager
+async def stage(tmp_path: Path, attempt_id: str = "a1") -> AsyncIterator[Stage]:
+    clock = SystemClock()
+    journal = await Journal.open(tmp_path, clock=clock)
+    body = b"{}"
+    attempt = Attempt(
+        attempt_id=attempt_id, identity="i", system="s", queue="q", request_id="r",
+        body_sha256=hashlib.sha256(body).hexdigest(), body=body, repo="o/n", pr=1, head_sha="0" * 40, attrs=("x",),
+        started_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )  # fmt: skip
+    await journal.begin(attempt)
+    result = OutboxResult(RES, LOG, b"result", b"start", 0)
+    await journal.finish(attempt_id, result=result, outcome="Success", durations={})
+    claim = Claims().claim(attempt.key, attempt_id)
+    sink = Sink()
+    try:
+        async with anyio.create_task_group() as group:
+            logs = LogStore(tmp_path, limits=LimitSettings())
+            yield Stage(journal, Outbox(group, journal, logs, clock, lambda *_: sink), sink, claim, group)
+            group.cancel_scope.cancel()
+    finally:
+        await journal.close()
+
+
+async def test_a_result_of_a_job_that_was_cut_off_goes_out(tmp_path: Path) -> None:
+    async with stage(tmp_path) as on:
+        assert await on.outbox.take_over("a1", on.claim, 1.0, on.note)
+        await eventually("it is reported", lambda: on.reported)
+        assert on.reported == [on.claim]
+        assert (on.sink.results, on.sink.logged) == ([b"result"], [b"start", b"result"])
+        await on.journal.flush()
+        assert await on.is_empty()
+        assert not await on.outbox.take_over("a1", on.claim, 1.0, on.note)
+
+
+async def test_a_full_disk_does_not_end_the_outbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FAULT_PAUSE_SECONDS", 0.01)
+    faults = [HostFault(FaultKind.DISK, "full")] * 2
+    confirm = Journal.confirm_and_mark
+
+    async def failing(self: Journal, attempt_id: str) -> bool:
+        if faults:
+            raise faults.pop()
+        return await confirm(self, attempt_id)
+
+    monkeypatch.setattr(Journal, "confirm_and_mark", failing)
+    async with stage(tmp_path) as on:
+        assert not on.outbox.is_troubled("i")
+        assert await on.outbox.take_over("a1", on.claim, 1.0, on.note)
+        await eventually("trouble", lambda: on.outbox.is_troubled("i") or on.reported)
+        await eventually("it is reported", lambda: on.reported)
+        await eventually("no trouble", lambda: not on.outbox.is_troubled("i"))
+        assert (on.sink.results, on.sink.logged) == ([b"result"] * 3, [b"start", b"result"])
