@@ -2,14 +2,14 @@
 
 They report at warning and error level what this room handles and reports itself in its own words: a refused
 connection, a channel closed by the broker, a reader that ended. An operator would read every fault twice, once with a
-traceback. So whatever its loggers say is said again at debug level by ``ofborg_async.broker.library``.
+traceback. So whatever its loggers say is said again at debug level by ``ofborg_async.broker.amqp``.
 """
 
 from __future__ import annotations
 
 import logging
 
-logger = logging.getLogger("ofborg_async.broker.library")
+logger = logging.getLogger("ofborg_async.broker.amqp")
 
 LIBRARY_LOGGERS = ("aio_pika", "aiormq", "pamqp")
 

@@ -52,20 +52,17 @@ def identify_root(path: Path) -> RootId:
     """What ``path`` is on disk; it need not exist yet. Raises HostFault (PERMISSION) if it cannot be looked at."""
     try:
         resolved = path.resolve()
-        missing: list[str] = []
-        existing = resolved
-        while not existing.exists():
-            missing.insert(0, existing.name)
-            existing = existing.parent
+        existing = next(place for place in (resolved, *resolved.parents) if _exists(place))
+        missing = resolved.relative_to(existing).parts
         node = _node(existing)
         ancestors = {_node(parent): parent for seen in visible_paths(existing) for parent in seen.parents}
-    except (OSError, RuntimeError) as error:  # RuntimeError: symlinks in a circle, before Python 3.13
+    except (OSError, RuntimeError) as error:  # RuntimeError: what resolve() raises for these, before Python 3.13
         raise HostFault(
             FaultKind.PERMISSION,
             f"the root {path} cannot be looked at: {error}",
             remedy="give the daemon's user access to all its parent directories",
         ) from error
-    return RootId(resolved, tuple(missing), node, ancestors)
+    return RootId(resolved, missing, node, ancestors)
 
 
 def find_conflicts(roots: Sequence[tuple[str, Path]]) -> list[RootConflict]:
@@ -84,6 +81,15 @@ def find_conflicts(roots: Sequence[tuple[str, Path]]) -> list[RootConflict]:
         why = f"the roots of {name} ({_shown(path, root)}) and {other_name} ({_shown(other_path, other)}) {how}"
         conflicts.append(RootConflict(name, other_name, why))
     return conflicts
+
+
+def _exists(place: Path) -> bool:
+    """Unlike Path.exists, raises OSError for symlinks in a circle."""
+    try:
+        place.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _node(directory: Path) -> Node:

@@ -96,10 +96,12 @@ class Child:
                 await self._activity()
 
     async def serve(self, seconds: float) -> None:
-        """Wait at most ``seconds`` for something to happen, and see to it."""
+        """See to what happens for ``seconds``, or until the child exits."""
+        exited = self.returncode
         with at_most(seconds):
-            await self._activity()
-        self.pump()
+            while self.returncode == exited:
+                await self._activity()
+                self.pump()
 
     def pump(self) -> bool:
         """See to what has happened, without waiting; at most one chunk of each pipe. False when nothing had."""

@@ -53,10 +53,14 @@ async def sweep(journal: Journal, gcroots: Path) -> None:
     become_subreaper()
     leftovers = journal.leftovers()
     records = [ProcessRecord(left.attempt_id, left.pid, left.start_time, left.argv0) for left in leftovers]
-    for record in await end_leftovers(records):
-        log.warning("ended %s (process %d), left behind by an earlier run", record.argv0, record.pid)
+    found = await end_leftovers(records, attempt_ids=await journal.live_attempts())
+    stubborn = await end_leftovers(found) if found else []
+    for record in stubborn:
+        log.error("%s (process %d) cannot be ended; it keeps its work tree busy", record.argv0, record.pid)
+    kept = {record.pid for record in stubborn}
     for record in records:
-        journal.ended(record.pid)
+        if record.pid not in kept:
+            journal.ended(record.pid)
     await to_thread.run_sync(lambda: shutil.rmtree(gcroots, ignore_errors=True))
 
 

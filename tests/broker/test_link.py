@@ -251,7 +251,7 @@ def test_what_the_library_logs_is_lowered(caplog: pytest.LogCaptureFixture) -> N
     assert not logging.getLogger("aiormq").propagate
     with caplog.at_level(logging.DEBUG, "ofborg_async.broker"):
         library.error("Channel %d closed", 3)
-    lowered = [record for record in caplog.records if record.name == "ofborg_async.broker.library"]
+    lowered = [record for record in caplog.records if record.name == "ofborg_async.broker.amqp"]
     assert [(record.levelno, record.getMessage()) for record in lowered] == [
         (logging.DEBUG, "aiormq.channel said: Channel 3 closed")
     ]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -25,6 +26,17 @@ from ofborg_async.locks.mounts import parse_mountinfo
 
 async def take_root(path: Path, identity: str = "a", seconds: float = 0) -> RootLock:
     return await acquire_root_lock(path, identity=identity, clock=SystemClock(), deadline_seconds=seconds)
+
+
+def directory_is_free(path: Path) -> bool:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 async def test_a_lock_excludes_every_other_open_file(tmp_path: Path) -> None:
@@ -182,6 +194,17 @@ async def test_nested_roots_exclude_each_other(tmp_path: Path) -> None:
     (await take_root(beside)).close()
     lock.close()
     (await take_root(outer)).close()
+
+
+async def test_directories_that_everybody_shares_are_not_locked(tmp_path: Path) -> None:
+    shared, private = tmp_path / "shared", tmp_path / "shared/private"
+    (private / "root").mkdir(parents=True)
+    shared.chmod(0o1777)
+    lock = await take_root(private / "root")
+    assert directory_is_free(shared)
+    assert not directory_is_free(private)
+    lock.close()
+    assert directory_is_free(private)
 
 
 @needs_mount

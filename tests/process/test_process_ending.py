@@ -50,14 +50,15 @@ def script(text: str) -> Command:
     return Command(("sh", "-c", text), ENV)
 
 
-async def timed_out(spawner: Spawner, text: str, policy: StopPolicy) -> Completed:
-    """Run a shell that prints ``ready`` first into its deadline; a longer one if it was not ready by then."""
+async def timed_out(spawner: Spawner, what: str | Command, policy: StopPolicy) -> Completed:
+    """Run a command that prints ``ready`` first into its deadline; a longer one if it was not ready by then."""
+    command = script(what) if isinstance(what, str) else what
     for seconds in (0.3, 1, 4, 16):
-        done = await spawner.capture(script(text), deadline_seconds=seconds, what="a shell", policy=policy)
-        assert done.timed_out
+        done = await spawner.capture(command, deadline_seconds=seconds, what="a command", policy=policy)
+        assert done.timed_out, done
         if done.stdout.startswith(b"ready\n"):
             return evolve(done, stdout=done.stdout.removeprefix(b"ready\n"))
-    raise AssertionError(f"the shell is never ready: {done}")
+    raise AssertionError(f"it is never ready: {done}")
 
 
 async def test_a_deadline_ends_the_tree_with_term(spawner: Spawner) -> None:
@@ -131,11 +132,36 @@ async def test_processes_in_sessions_of_their_own_end_with_the_tree(spawner: Spa
 
 
 async def test_a_family_that_forks_all_the_time_ends(spawner: Spawner) -> None:
-    chain = "import os, time\nfor _ in range(900): os.fork() and time.sleep(100); os.setsid(); time.sleep(0.02)"
-    command = Command((sys.executable, "-c", chain), ENV)
-    done = await spawner.capture(command, deadline_seconds=0.5, what="python", policy=QUICK)
-    assert done.timed_out
-    await until(lambda: not marked(), "all are gone")
+    """Killed between two forks, the parent would leave children that nobody had listed."""
+    breeder = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.write(1, b"ready\\n")
+for _ in range(5000):
+    if os.fork() == 0:
+        os.setsid()
+        time.sleep(1000)
+    time.sleep(0.001)
+"""
+    await timed_out(spawner, Command((sys.executable, "-c", breeder), ENV), QUICK)
+    assert not marked()
+
+
+async def test_a_group_of_which_only_a_zombie_is_left_gets_no_grace(spawner: Spawner) -> None:
+    """Its parent, in another session, does not reap it, as some init systems do not for a while."""
+    careless = """
+import os, signal, time
+if os.fork() == 0:
+    if os.fork() == 0:
+        os._exit(0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.setsid()
+    os.write(1, b"ready\\n")
+time.sleep(1000)
+"""
+    done = await timed_out(spawner, Command((sys.executable, "-c", careless), ENV), PATIENT)
+    assert done.duration_seconds < 25
+    assert not marked()
 
 
 async def test_cancellation_goes_on_once_every_descendant_is_gone(tmp_path: Path) -> None:

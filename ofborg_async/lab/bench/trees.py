@@ -97,14 +97,16 @@ def big_tree(folders: int) -> dict[str, str]:
 
 
 async def _grow(upstream: Upstream, size_mib: int) -> None:
-    """A history of this size in files that no later commit has any more."""
+    """A history of this size in files that no later commit has any more.
+
+    It is left unpacked, so that a clone has its price, as one over a network has.
+    """
     noise = random.Random(1)
     path = "noise/{}".format
     for start in range(0, size_mib, _BLOBS_OF_A_COMMIT):
         numbers = range(start, min(start + _BLOBS_OF_A_COMMIT, size_mib))
         await upstream.advance_master({path(number): noise.randbytes(_BLOB_BYTES) for number in numbers})
         await upstream.advance_master({path(number): None for number in numbers})
-    await pack(upstream)
 
 
 async def _cold(ready: Mapping[str, Running], jobs: Sequence[Job], costs: Mapping[str, Costs]) -> None:
