@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import anyio
 import pytest
+from hypothesis import HealthCheck, settings
 
 from ofborg_async.lab.rabbitmq import Broker
 from ofborg_async.lab.servers import free_port as find_free_port
@@ -27,6 +28,12 @@ T = TypeVar("T")
 
 # A run in the background of a script inherits SIGINT ignored, and would pass that on to commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A slow machine must not fail a property for its time, and continuous integration repeats the same examples each run.
+settings.register_profile(
+    "timeless", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
+settings.load_profile("timeless")
 
 LEFT_SECONDS = 15.0
 """How long what was ended may take to vanish, before it counts as left behind."""
