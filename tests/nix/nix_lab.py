@@ -196,8 +196,9 @@ class NixDaemon(NixLab):
     def kill_all(self) -> None:
         """SIGKILL to the daemon and to every process that serves a connection."""
         for pid in processes_with("nix-daemon"):
-            if os.getsid(pid) == self.process.pid or pid in self._children():
-                os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # one that served an ended connection may go while it is looked at
+                if os.getsid(pid) == self.process.pid or pid in self._children():
+                    os.kill(pid, signal.SIGKILL)
 
     def _children(self) -> list[int]:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
