@@ -78,6 +78,12 @@ class Wiretap:
                 queue = await self._channel.declare_queue(job_queue(system), durable=True)
                 await queue.bind(JOBS, "")
 
+    async def unbind(self, exchange: str) -> None:
+        """Hear no more of an exchange, as when an administrator removes a binding; ``connect`` binds again."""
+        with within(_CALL_SECONDS, "the end of a binding"):
+            queue = await self._channel.get_queue(self._queue, ensure=False)
+            await queue.unbind(exchange, "" if exchange == RESULTS else "#")
+
     async def publish_job(self, queue: str, job: Mapping[str, Any] | bytes) -> None:
         """Publish a job, or bytes that are none, to one queue, as the feeder does. Returns once the broker has it."""
         await self._publish(self._channel.default_exchange, queue, job)

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import anyio
+from asked import command
 
-from ofborg_async.lab.farm import DaemonProcess, open_farm
+from ofborg_async.lab.farm import open_farm
 from ofborg_async.lab.rabbitmq import ADMIN, Broker
 from ofborg_async.model.status import AmqpState, IdentityState
 
 SYSTEM = "x86_64-linux"
-
-
-async def command(daemon: DaemonProcess, *words: str) -> tuple[int, str]:
-    """Run ``ofborg-async`` against a daemon; its exit status and what it printed."""
-    argv = [sys.executable, "-m", "ofborg_async", *words, "--socket", str(daemon.socket_path)]
-    done = await anyio.run_process(argv, check=False)
-    return done.returncode, (done.stdout + done.stderr).decode()
 
 
 async def test_one_wrong_password_of_three(tmp_path: Path, broker: Broker) -> None:
