@@ -24,6 +24,7 @@ control/server.py: the next connection: ended by the daemon's stop
 journal/logwriter.py: the build prints a line, or ends
 lab/proxy.py: a connection of the lab: its ends decide
 locks/manager.py: the holders before it end their jobs, each of which has a deadline
+nix/ahead.py: the build that runs already: the attempt's time limits it
 supervisor/budget.py: a slot is given in turn; the holder's own deadlines bound it
 supervisor/daemon.py: the daemon runs until it is told to stop
 supervisor/identity.py: failed until an operator restarts it

@@ -6,6 +6,7 @@ once for all attrs, by an expression that gives exactly what the original's form
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from ofborg_async.model.identity import NixSettings
@@ -22,8 +23,8 @@ _NIXPKGS_ARGUMENT = (
 # What nix does for `FILE -A X`: a function with named arguments is given those it asks for, or all if it has "...";
 # its result is not applied again before the first name is looked up. `applied` is that; where nix would do otherwise
 # the file's value is passed on as it is, so that nix itself does it. Only the XML of a function tells whether it has
-# named arguments (`attrspat`) and "..." (`ellipsis`). The second element prints how far nix has come (see `marker`).
-_SHARED = """\
+# named arguments (`attrspat`) and "..." (`ellipsis`).
+_APPLIED = """\
 let
   file = import {file};
   arguments = {{ system = {system}; supportedSystems = [ {system} ];{nixpkgs} }};
@@ -32,10 +33,41 @@ let
   isOpen = builtins.match ".*<attrspat ellipsis=.*" shape != null;
   applied = file (if isOpen then arguments else builtins.intersectAttrs (builtins.functionArgs file) arguments);
   once = builtins.isFunction file && isNamed && !(builtins.isFunction applied) && !(applied ? __functor);
+  root = if once then applied else file;
+"""
+
+# The second element prints how far nix has come (see `marker`).
+_SHARED = (
+    _APPLIED
+    + """\
 in [
-  (if once then applied else file)
+  root
   (builtins.genList (n: builtins.trace "{nonce} ${{toString n}}" {{ }}) {count})
 ]"""
+)
+
+# `peek` is evaluated when nix has found the attr and knows its name, before it asks for a derivation's path. What is no
+# derivation that is reached through plain sets ends the evaluation (abort, since tryEval does not catch that). Where
+# the path cannot be had nix goes on, and its own error says why.
+_AHEAD = (
+    _APPLIED
+    + """\
+  isPlain = value: builtins.isAttrs value && !(value ? __functor);
+  found = builtins.foldl' (value: name: if isPlain value then value.${{name}} or null else null) root [ {names} ];
+  isDerivation = isPlain found && found.type or null == "derivation" && found ? drvPath && found ? outputName;
+  isText = builtins.isString found.drvPath && builtins.isString found.outputName;
+  named = builtins.unsafeDiscardStringContext found.drvPath + "!" + found.outputName;
+  tried = builtins.tryEval (if isText then named else abort "{nonce}");
+in {{
+  {root} = builtins.seq root (builtins.trace "{nonce} root" root);
+  {peek} = builtins.trace "{nonce} peek" (
+    if !isDerivation then abort "{nonce}"
+    else if tried.success then builtins.trace "{nonce} ${{tried.value}}!" {{ }}
+    else builtins.trace "{nonce} failed" {{ }}
+  );
+}}"""
+)
+_PLAIN_ATTR = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z_][A-Za-z0-9_-]*)*")
 
 
 def refusal(attr: str) -> str | None:
@@ -103,6 +135,33 @@ def marker(nonce: str, index: int) -> bytes:
     return b"trace: %s %d" % (nonce.encode(), index)
 
 
+def is_plain(attr: str) -> bool:
+    """Whether ``build_ahead`` can take this attr: names alone, nothing quoted and no place in a list."""
+    return _PLAIN_ATTR.fullmatch(attr) is not None
+
+
+def build_ahead(settings: NixSettings, system: str, subset: Subset | None, attr: str, nonce: str) -> tuple[str, ...]:
+    """Evaluate a plain attr and build it: see ``ahead`` for what is printed on the way (``ahead_root``, lines)."""
+    expression = _AHEAD.format(
+        **_shared_words(system, subset, nonce),
+        names=" ".join(_quoted(name) for name in attr.split(".")),
+        root=ahead_root(nonce),
+        peek=f"peek{nonce}",
+    )
+    return (
+        *("nix-build", "--no-out-link", "--keep-going"),
+        *options(settings),
+        *_arguments(system, subset),
+        *("-E", expression),
+        *("-A", f"{ahead_root(nonce)}.{attr}", "-A", f"peek{nonce}"),
+    )
+
+
+def ahead_root(nonce: str) -> str:
+    """The name that errors of ``build_ahead`` have in front of the attr's."""
+    return f"root{nonce}"
+
+
 def shared_bytes(attr: str) -> int:
     """What an attr adds to the arguments of the shared form, at most."""
     return sum(len(word.encode()) + 9 for word in _selections([attr])) + 16
@@ -152,13 +211,16 @@ def _arguments(system: str, subset: Subset | None) -> tuple[str, ...]:
 
 
 def _shared_expression(system: str, subset: Subset | None, nonce: str, count: int) -> str:
-    return _SHARED.format(
-        file=_FILE[subset],
-        system=_quoted(system),
-        nixpkgs=f" nixpkgs = {_NIXPKGS_ARGUMENT};" if subset is Subset.NIXOS else "",
-        nonce=nonce,
-        count=count,
-    )
+    return _SHARED.format(**_shared_words(system, subset, nonce), count=count)
+
+
+def _shared_words(system: str, subset: Subset | None, nonce: str) -> dict[str, str]:
+    return {
+        "file": _FILE[subset],
+        "system": _quoted(system),
+        "nixpkgs": f" nixpkgs = {_NIXPKGS_ARGUMENT};" if subset is Subset.NIXOS else "",
+        "nonce": nonce,
+    }
 
 
 def _selections(attrs: Sequence[str]) -> tuple[str, ...]:

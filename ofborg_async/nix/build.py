@@ -14,17 +14,16 @@ from ofborg_async.errors import FaultKind, HostFault
 from ofborg_async.model.evaluation import EvalRequest, Evaluation
 from ofborg_async.model.result import BuildStatus, Status
 from ofborg_async.nix import argv
+from ofborg_async.nix.ahead import Ahead
 from ofborg_async.nix.faults import fault_of_signal
 from ofborg_async.nix.host import HostEvidence
 from ofborg_async.nix.noise import without_restricted
-from ofborg_async.nix.session import Session
+from ofborg_async.nix.session import STOP_BUILD, Session
 from ofborg_async.nix.verdict import Watch, gravest, status_of
-from ofborg_async.process import Command, StopPolicy
+from ofborg_async.process import Command
 
 _log = logging.getLogger(__name__)
 
-# On TERM nix ends its builders and removes what they wrote; on KILL it does neither.
-_STOP = StopPolicy(term_grace_seconds=30.0)
 _HELD_LINES = 100
 _LEAST_ARGUMENT_BYTES = 128 * 1024
 
@@ -50,12 +49,13 @@ class _Judged:
 
 
 class Build:
-    """The build of one request. ``sink`` takes its lines."""
+    """The build of one request. ``sink`` takes its lines. ``ahead`` is its process if that runs already."""
 
-    def __init__(self, session: Session, request: EvalRequest, sink: LineSink) -> None:
+    def __init__(self, session: Session, request: EvalRequest, sink: LineSink, ahead: Ahead | None = None) -> None:
         self._session = session
         self._request = request
         self._sink = sink
+        self._ahead = ahead
 
     async def run(self, evaluation: Evaluation) -> Status:
         """Build. Raises HostFault.
@@ -64,7 +64,7 @@ class Build:
         built once more, which builds only what failed. If the kernel kills again it is a HostFault; otherwise what
         failed twice has failed, so that a package which kills itself ends as a Failure.
         """
-        first = await self._everything(evaluation)
+        first = await self._everything(evaluation) if self._ahead is None else await self._rest_of(self._ahead)
         if first.status is not BuildStatus.FAILURE or not first.suspicion:
             return first.status
         self._say(f"{first.suspicion}; building again what failed")
@@ -81,10 +81,7 @@ class Build:
             run = _Run(self._sink, self._session.evidence, may_be_useless=evaluation.derivations is not None)
             timed_out = remaining_seconds <= 0 or await self._nix_build(run, words, remaining_seconds)
             if timed_out:
-                self._say(
-                    f"the time limit of an attempt, {self._session.settings.attempt_timeout_seconds:g} s, is over"
-                )
-                return _Judged(BuildStatus.TIMED_OUT)
+                return self._timed_out()
             this = run.judge()
             if this is None:
                 _log.info("attempt %s: what was instantiated is not usable any more", self._request.attempt_id)
@@ -95,6 +92,21 @@ class Build:
                 judged.out_of_memory or this.out_of_memory,
             )
         return judged
+
+    async def _rest_of(self, ahead: Ahead) -> _Judged:
+        run = _Run(self._sink, self._session.evidence, may_be_useless=False)
+        done = await ahead.finish(run.take)
+        if done.timed_out:
+            return self._timed_out()
+        run.returncode = done.returncode
+        judged = run.judge()
+        if judged is None:
+            raise AssertionError("only a run that may be useless is")
+        return judged
+
+    def _timed_out(self) -> _Judged:
+        self._say(f"the time limit of an attempt, {self._session.settings.attempt_timeout_seconds:g} s, is over")
+        return _Judged(BuildStatus.TIMED_OUT)
 
     def _commands(self, evaluation: Evaluation) -> Iterator[tuple[str, ...]]:
         """Command lines, one unless an argument list cannot take it all; none if there is nothing to build.
@@ -119,7 +131,7 @@ class Build:
             line_bytes=self._session.limits.line_bytes,
             deadline_seconds=seconds,
             what=f"nix-build in {request.tree}",
-            policy=_STOP,
+            policy=STOP_BUILD,
             attempt_id=request.attempt_id,
         )
         self._session.book(request.attempt_id, done)

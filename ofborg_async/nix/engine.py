@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from anyio import to_thread
+from anyio.abc import TaskGroup
 
 from ofborg_async.clock import Clock
 from ofborg_async.model.evaluation import EvalRequest, Evaluation
 from ofborg_async.model.identity import LimitSettings, NixSettings
 from ofborg_async.model.result import Status
+from ofborg_async.nix.ahead import Ahead
 from ofborg_async.nix.build import Build, LineSink
 from ofborg_async.nix.environment import places_of_builds
 from ofborg_async.nix.evaluate import Evaluator
@@ -44,20 +46,27 @@ class NixEngine:
         evidence = evidence or HostEvidence(places_of_builds(settings), *floors)
         self._session = Session(settings, limits, spawner, clock, roots.resolve(), path, evidence)
         self._parallel = parallel
+        self._ahead: dict[str, Ahead] = {}
 
-    async def evaluate(self, request: EvalRequest) -> Evaluation:
+    async def evaluate(self, request: EvalRequest, building: TaskGroup | None = None) -> Evaluation:
         """Instantiate the attrs of a job; what cannot be is skipped, with its error lines.
 
+        With ``building``, the build may begin there already: ``build`` takes it over, and to cancel the group ends it.
         Raises HostFault (MEMORY, DISK, NIX_DAEMON, PROCESS ...): worth retrying. ExecutableMissingError is one.
         """
-        return await Evaluator(self._session, request, self._parallel()).run()
+        evaluator = Evaluator(self._session, request, self._parallel(), building)
+        evaluation = await evaluator.run()
+        if evaluator.ahead is not None:
+            self._ahead[request.attempt_id] = evaluator.ahead
+        return evaluation
 
     async def build(self, request: EvalRequest, evaluation: Evaluation, sink: LineSink) -> Status:
         """Build what ``evaluate`` gave; every line goes to ``sink`` before this returns.
 
         The attempt's time runs from its first evaluation; when it is over the status is TimedOut. Raises HostFault.
         """
-        return await Build(self._session, request, sink).run(evaluation)
+        ahead = self._ahead.pop(request.attempt_id, None)
+        return await Build(self._session, request, sink, ahead).run(evaluation)
 
     def peak_rss_bytes(self, attempt_id: str) -> int:
         """The largest resident size of one process of the attempt so far, 0 when unknown. Until ``forget``."""
@@ -66,5 +75,7 @@ class NixEngine:
     async def forget(self, attempt_id: str) -> None:
         """Drop the collector roots of an attempt. Does nothing when there are none."""
         self._session.drop(attempt_id)
+        self._ahead.pop(attempt_id, None)
         directory = self._session.attempt_dir(attempt_id)
-        await to_thread.run_sync(lambda: shutil.rmtree(directory, ignore_errors=True))
+        if directory.exists():
+            await to_thread.run_sync(lambda: shutil.rmtree(directory, ignore_errors=True))

@@ -14,6 +14,7 @@ from anyio.abc import TaskGroup
 from ofborg_async.errors import HostFault
 from ofborg_async.model.evaluation import EvalRequest, Evaluation, SkippedAttr
 from ofborg_async.nix import argv, strategy
+from ofborg_async.nix.ahead import Ahead
 from ofborg_async.nix.instantiate import Failed, Instantiated, Instantiation
 from ofborg_async.nix.session import Session
 
@@ -24,9 +25,17 @@ _ERROR_BYTES = 8 * 1024 * 1024
 
 
 class Evaluator:
-    """One evaluation of one request, with at most ``parallel`` processes at a time."""
+    """One evaluation of one request, with at most ``parallel`` processes at a time.
 
-    def __init__(self, session: Session, request: EvalRequest, parallel: int) -> None:
+    ``building`` is where a build may begin, if any. ``ahead`` is the one that has begun there, None when there is none.
+    """
+
+    def __init__(
+        self, session: Session, request: EvalRequest, parallel: int, building: TaskGroup | None = None
+    ) -> None:
+        self.ahead: Ahead | None = None
+        self._building = building
+        self._session = session
         self._request = request
         self._parallel = max(1, parallel)
         self._instantiation = Instantiation(session, request, session.new_links_dir(request.attempt_id))
@@ -39,18 +48,44 @@ class Evaluator:
     async def run(self) -> Evaluation:
         """Instantiate. Raises HostFault."""
         accepted = [index for index, attr in enumerate(self._request.attrs) if not self._refuse(index, attr)]
-        sizes_bytes = [argv.shared_bytes(self._request.attrs[index]) for index in accepted]
-        async with anyio.create_task_group() as group:
-            for part in strategy.parts(sizes_bytes, self._parallel):
-                group.start_soon(self._guarded, group, self._together, [accepted[place] for place in part])
-        if self._fault is not None:
-            raise self._fault
+        began = self._session.clock.monotonic()
+        if len(accepted) != 1 or not await self._build_ahead(*accepted):
+            await self._evaluate(accepted)
+        if len(accepted) == 1:
+            self._session.last_evaluation_seconds = self._session.clock.monotonic() - began
         attrs = self._request.attrs
         return Evaluation(
             attempted=tuple(attr for index, attr in enumerate(attrs) if index not in self._skipped),
             skipped=tuple(SkippedAttr(attrs[index], tuple(lines)) for index, lines in sorted(self._skipped.items())),
             derivations=self._derivations(),
         )
+
+    async def _evaluate(self, indexes: list[int]) -> None:
+        sizes_bytes = [argv.shared_bytes(self._request.attrs[index]) for index in indexes]
+        async with anyio.create_task_group() as group:
+            for part in strategy.parts(sizes_bytes, self._parallel):
+                group.start_soon(self._guarded, group, self._together, [indexes[place] for place in part])
+        if self._fault is not None:
+            raise self._fault
+
+    async def _build_ahead(self, index: int) -> bool:
+        """Evaluate the only attr by the process that builds it, if it is small. False when that is not known."""
+        attr = self._request.attrs[index]
+        is_small = self._session.last_evaluation_seconds < strategy.SMALL_SECONDS
+        if self._building is None or not is_small or not argv.is_plain(attr):
+            return False
+        if self._session.evaluation_seconds(self._request.attempt_id) <= 0:
+            return False
+        ahead = Ahead(self._session, self._request, attr)
+        outcome = await ahead.evaluate(self._building)
+        if outcome is None:
+            return False
+        if isinstance(outcome, Failed):
+            self._skip(index, outcome.lines)
+        else:
+            self._found.append(([index], outcome.derivations))
+            self.ahead = ahead if ahead.runs_on else None
+        return True
 
     def _refuse(self, index: int, attr: str) -> bool:
         reason = argv.refusal(attr)
@@ -83,7 +118,7 @@ class Evaluator:
                 break
             culprit = indexes.pop(outcome.index)
             if outcome.overtime:
-                self._skip(culprit, [self._instantiation.overtime_line()])
+                self._skip(culprit, [self._session.overtime_line(self._request.attempt_id)])
             else:
                 group.start_soon(self._guarded, group, self._one_by_one, [culprit])
         for first in range(1, min(self._parallel, len(indexes))):

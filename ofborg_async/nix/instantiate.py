@@ -16,16 +16,16 @@ from ofborg_async.model.evaluation import EvalRequest
 from ofborg_async.nix import argv, links
 from ofborg_async.nix.faults import fault_in, fault_of_signal, signal_name
 from ofborg_async.nix.noise import has_printed, without_restricted
-from ofborg_async.nix.session import Session
+from ofborg_async.nix.session import STOP_EVALUATION, Session
 from ofborg_async.nix.verdict import Watch
-from ofborg_async.process import Command, Completed, LineSplitter, StopPolicy
+from ofborg_async.process import Command, Completed, LineSplitter
 from ofborg_async.waiting import at_most
 
 _log = logging.getLogger(__name__)
 
-# On TERM nix ends the builders of an import, but it takes no notice while it computes.
-_STOP = StopPolicy(term_grace_seconds=5.0)
-_CAPTURE_BYTES = 4 * 1024 * 1024
+CAPTURE_BYTES = 4 * 1024 * 1024
+"""What is kept of the lines of one evaluation."""
+
 _PROBE_SECONDS = 60.0
 _LINES_OF_THE_CAUSE = 50
 
@@ -93,21 +93,21 @@ class Instantiation:
         Raises HostFault when it was killed, or when nix says that the host is at fault and that is confirmed.
         """
         outcome = await self._one(attr)
-        fault = _fault_in(outcome)
+        fault = fault_said(outcome)
         if fault is None:
             return outcome
         _log.info("instantiating %r: %s; seeing whether it is the host", attr, fault)
         await self._probe()
         oom_kills = self._session.evidence.oom_kills()
         outcome = await self._one(attr)
-        fault = _fault_in(outcome)
+        fault = fault_said(outcome)
         if fault is not None and (fault.kind is FaultKind.MEMORY or self._session.evidence.oom_kills() > oom_kills):
             raise fault
         return outcome
 
     async def _one(self, attr: str) -> Instantiated | Failed:
         if self._seconds() <= 0:
-            return Failed([self.overtime_line()])
+            return Failed([self._overtime_line()])
         root = self._new_root()
         done = await self._original(attr, root)
         if done.returncode == 0 and not done.timed_out:
@@ -122,19 +122,12 @@ class Instantiation:
         if done.stderr_truncated or done.stdout_truncated:
             lines.append(b"[ofborg-async: the rest of the error is left out]")
         if done.timed_out:
-            return Failed([*lines, self.overtime_line()])
+            return Failed([*lines, self._overtime_line()])
         if fault := fault_of_signal("nix-instantiate", done.returncode):
             raise fault
         if done.returncode < 0:
             lines.append(b"[ofborg-async: nix-instantiate ended by %s]" % signal_name(done.returncode).encode())
         return Failed(lines)
-
-    def overtime_line(self) -> bytes:
-        """The error line of an attr whose evaluation we ended."""
-        seconds = self._session.settings.eval_timeout_seconds
-        if self._session.remaining_seconds(self._request.attempt_id) > 0:
-            return b"[ofborg-async: the evaluation was ended after its time limit of %g s]" % seconds
-        return b"[ofborg-async: not evaluated: the time limit of the whole attempt is over]"
 
     async def _original(self, attr: str, root: str | None) -> Completed:
         request = self._request
@@ -166,8 +159,8 @@ class Instantiation:
             Command(words, self._session.environment(request.tree), request.tree, request.descriptors),
             deadline_seconds=max(seconds, 0.0),
             what=f"nix-instantiate in {request.tree}",
-            policy=_STOP,
-            limit_bytes=_CAPTURE_BYTES,
+            policy=STOP_EVALUATION,
+            limit_bytes=CAPTURE_BYTES,
             merge=merge,
             on_stderr=on_stderr,
             attempt_id=request.attempt_id,
@@ -176,8 +169,10 @@ class Instantiation:
         return done
 
     def _seconds(self) -> float:
-        remaining = self._session.remaining_seconds(self._request.attempt_id)
-        return min(self._session.settings.eval_timeout_seconds, remaining)
+        return self._session.evaluation_seconds(self._request.attempt_id)
+
+    def _overtime_line(self) -> bytes:
+        return self._session.overtime_line(self._request.attempt_id)
 
     def _new_root(self) -> str:
         """A name for links in a directory of their own: what an ended run left behind is in nobody's way."""
@@ -220,7 +215,7 @@ class _Progress:
         return self._printed or has_printed(self._splitter.finish())
 
 
-def _fault_in(outcome: Instantiated | Failed) -> HostFault | None:
+def fault_said(outcome: Instantiated | Failed) -> HostFault | None:
     """The fault of the host that an error speaks of: nix names the cause in its first or, newer, in its last lines."""
     lines = outcome.lines if isinstance(outcome, Failed) else []
     many = len(lines) > 2 * _LINES_OF_THE_CAUSE

@@ -10,7 +10,12 @@ from ofborg_async.clock import Clock
 from ofborg_async.model.identity import LimitSettings, NixSettings
 from ofborg_async.nix.environment import nix_environment
 from ofborg_async.nix.host import HostEvidence
-from ofborg_async.process import Completed, Spawner
+from ofborg_async.process import Completed, Spawner, StopPolicy
+
+# On TERM nix ends the builders of an import, but it takes no notice while it computes.
+STOP_EVALUATION = StopPolicy(term_grace_seconds=5.0)
+# On TERM nix ends its builders and removes what they wrote; on KILL it does neither.
+STOP_BUILD = StopPolicy(term_grace_seconds=30.0)
 
 
 @define
@@ -25,6 +30,7 @@ class Session:
     """Settings, tools and the attempts under way.
 
     ``path`` is the PATH of nix; ``roots`` holds the collector roots; ``evidence`` is what the host says of itself.
+    ``last_evaluation_seconds`` is what the evaluation of a single attr took last.
     """
 
     settings: NixSettings
@@ -34,6 +40,7 @@ class Session:
     roots: Path
     path: str
     evidence: HostEvidence
+    last_evaluation_seconds: float = field(default=0.0, init=False)
     _attempts: dict[str, _Attempt] = field(factory=dict, init=False)
 
     def environment(self, tree: Path) -> dict[str, str]:
@@ -44,6 +51,17 @@ class Session:
         """What is left of the attempt's time, which begins with its first evaluation. Negative when it is over."""
         spent = self.clock.monotonic() - self._attempt(attempt_id).started
         return self.settings.attempt_timeout_seconds - spent
+
+    def evaluation_seconds(self, attempt_id: str) -> float:
+        """What one evaluation may take that begins now. Negative when the attempt's time is over."""
+        return min(self.settings.eval_timeout_seconds, self.remaining_seconds(attempt_id))
+
+    def overtime_line(self, attempt_id: str) -> bytes:
+        """The error line of an attr whose evaluation we ended."""
+        seconds = self.settings.eval_timeout_seconds
+        if self.remaining_seconds(attempt_id) > 0:
+            return b"[ofborg-async: the evaluation was ended after its time limit of %g s]" % seconds
+        return b"[ofborg-async: not evaluated: the time limit of the whole attempt is over]"
 
     def new_links_dir(self, attempt_id: str) -> Path:
         """A directory for the roots of one evaluation: it may be tried again for the same attempt."""

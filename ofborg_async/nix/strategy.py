@@ -26,6 +26,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+SMALL_SECONDS = 0.5
+"""An evaluation that takes less is small: another start of nix, 0.02 s, would be much of it (see ``ahead``)."""
+
 ATTRS_PER_PROCESS = 4
 ROUNDS = 3
 ARGUMENT_BYTES = 100 * 1024

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import anyio
+from anyio.abc import TaskGroup
 from attrs import frozen
 
 from ofborg_async.clock import Clock
@@ -90,7 +92,19 @@ class Attempt:
                 return await self._evaluate_and_build(request)
 
     async def _evaluate_and_build(self, request: EvalRequest) -> Outcome:
-        evaluation = await self._patiently(lambda: self._evaluate(request))
+        result: Outcome | HostFault
+        async with anyio.create_task_group() as building:
+            try:
+                result = await self._phases(request, building)
+            except HostFault as fault:  # a group would raise it in a group of errors
+                result = fault
+            building.cancel_scope.cancel()
+        if isinstance(result, HostFault):
+            raise result
+        return result
+
+    async def _phases(self, request: EvalRequest, building: TaskGroup) -> Outcome:
+        evaluation = await self._patiently(lambda: self._evaluate(request, building))
         skipped = tuple(item.attr for item in evaluation.skipped)
         self.transcript.open(
             LogStart(
@@ -108,12 +122,12 @@ class Attempt:
         status = await self._patiently(lambda: self.nix.build(request, evaluation, self.transcript), say=True)
         return Report(status, evaluation.attempted, skipped, last_lines(self.transcript.last_lines))
 
-    async def _evaluate(self, request: EvalRequest) -> Evaluation:
+    async def _evaluate(self, request: EvalRequest, building: TaskGroup) -> Evaluation:
         self.progress.enter(Phase.EVALUATE)
         self.progress.waiting_for = "evaluation slot"
         async with self.evaluations.slot(self.identity, self.weight):
             self.progress.waiting_for = ""
-            return await self.nix.evaluate(request)
+            return await self.nix.evaluate(request, building)
 
     async def _patiently(self, step: Callable[[], Awaitable[T]], *, say: bool = False) -> T:
         """Do ``step``, again after a fault of the host, as often as the policy says; then the fault is raised.

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from anyio.abc import TaskGroup
+
 from ofborg_async.model.checkout import CheckoutOutcome
 from ofborg_async.model.evaluation import EvalRequest, Evaluation
 from ofborg_async.model.job import Address, BuildJob
@@ -153,8 +155,12 @@ class PhaseSink(Protocol):
 class Nix(Protocol):
     """Evaluation and builds for one identity."""
 
-    async def evaluate(self, request: EvalRequest) -> Evaluation:
-        """Instantiate. Raises HostFault (MEMORY, DISK, NIX_DAEMON, PROCESS): worth retrying. A deadline skips attrs."""
+    async def evaluate(self, request: EvalRequest, building: TaskGroup | None = None) -> Evaluation:
+        """Instantiate. Raises HostFault (MEMORY, DISK, NIX_DAEMON, PROCESS): worth retrying. A deadline skips attrs.
+
+        The build may begin at once in ``building``, where nothing is raised; ``build`` takes it over. The caller
+        cancels the group when it needs it no more.
+        """
         ...
 
     async def build(self, request: EvalRequest, evaluation: Evaluation, sink: LineSink) -> Status:

@@ -41,7 +41,7 @@ class _Run:
     command: Command
     outputs: Outputs
     what: str
-    policy: StopPolicy
+    policy: Callable[[], StopPolicy]
     attempt_id: str
     prefix: tuple[str, ...] = ()
 
@@ -97,7 +97,7 @@ class Spawner:
         stdout, stderr = _Collector(limit_bytes), _Collector(limit_bytes)
         to_stderr = stderr.feed if on_stderr is None else _both(stderr.feed, on_stderr)
         outputs = Outputs(stdout.feed, None if merge else to_stderr)
-        run = _Run(command, outputs, what=what, policy=policy, attempt_id=attempt_id)
+        run = _Run(command, outputs, what=what, policy=lambda: policy, attempt_id=attempt_id)
         done = await self._run(run, deadline_seconds)
         return evolve(
             done,
@@ -115,14 +115,15 @@ class Spawner:
         line_bytes: int,
         deadline_seconds: float,
         what: str,
-        policy: StopPolicy = _DEFAULT_POLICY,
+        policy: StopPolicy | Callable[[], StopPolicy] = _DEFAULT_POLICY,
         attempt_id: str = "",
     ) -> Completed:
         """Run ``command`` and hand over its lines as they come, from one pipe for output and error output.
 
         ``on_lines`` gets one or more lines as LineSplitter cuts them, each at most ``line_bytes``; what it raises ends
-        the tree and goes on. The command also gets SIGTERM when this daemon dies, where util-linux is installed.
-        Otherwise like ``capture``, with empty ``stdout`` and ``stderr``.
+        the tree and goes on. ``policy`` may be a function, asked when it is ended. The command also gets SIGTERM when
+        this daemon dies, where util-linux is installed. Otherwise like ``capture``, with empty ``stdout`` and
+        ``stderr``.
         """
         splitter = LineSplitter(line_bytes)
 
@@ -132,7 +133,12 @@ class Spawner:
 
         prefix = await self._death_signal_prefix(command)
         run = _Run(
-            command, Outputs(take, None, big=True), what=what, policy=policy, attempt_id=attempt_id, prefix=prefix
+            command,
+            Outputs(take, None, big=True),
+            what=what,
+            policy=policy if callable(policy) else lambda: policy,
+            attempt_id=attempt_id,
+            prefix=prefix,
         )
         done = await self._run(run, deadline_seconds)
         if rest := splitter.finish():
@@ -153,7 +159,7 @@ class Spawner:
                     OWN.reap_adopted()
             timed_out = child.returncode is None
             if not timed_out:
-                with at_most(run.policy.drain_seconds):
+                with at_most(run.policy().drain_seconds):
                     await child.drain()
         finally:
             await self._finish(run, child, started)
@@ -205,7 +211,8 @@ class Spawner:
 
     async def _end_tree(self, run: _Run, child: Child, started: Started) -> bool:
         """True once the child is reaped and all it started are gone."""
-        grace_seconds, drain_seconds = run.policy.term_grace_seconds, run.policy.drain_seconds
+        policy = run.policy()
+        grace_seconds, drain_seconds = policy.term_grace_seconds, policy.drain_seconds
 
         async def pause(seconds: float) -> None:
             await child.serve(seconds)

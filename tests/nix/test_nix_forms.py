@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anyio
 import pytest
+from anyio.abc import TaskGroup
 from nix_lab import NixLab, package_set
 
 from ofborg_async.model.job import Subset
@@ -105,10 +107,12 @@ def original_derivations(lines: list[str]) -> list[str]:
     return [path if "!" in path else f"{path}!out" for path in paths]
 
 
-async def compare(lab: NixLab, tree: Path, attrs: list[str], subset: Subset | None = None) -> int:
+async def compare(
+    lab: NixLab, tree: Path, attrs: list[str], subset: Subset | None = None, building: TaskGroup | None = None
+) -> int:
     """Evaluate with ours and with the original's commands; returns how many attrs could be instantiated."""
     request = lab.request(tree, *attrs, subset=subset)
-    evaluation = await lab.engine().evaluate(request)
+    evaluation = await lab.engine().evaluate(request, building)
     expected_derivations: list[str] = []
     expected_skipped = {}
     for attr in attrs:
@@ -127,6 +131,15 @@ async def compare(lab: NixLab, tree: Path, attrs: list[str], subset: Subset | No
 @pytest.mark.parametrize("form", FORMS)
 async def test_derivations_and_errors_are_those_of_the_original_form(lab: NixLab, form: str) -> None:
     await compare(lab, lab.tree(FORMS[form]), ["a", "b", "0", "1", "b.c", "a.nothing"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_so_they_are_where_each_is_built_by_the_process_that_evaluates_it(lab: NixLab, form: str) -> None:
+    tree = lab.tree(FORMS[form])
+    for attr in ("a", "b", "0", "b.c", "a.nothing", "nothing", "a.drvPath", "a.all", "b.d"):
+        async with anyio.create_task_group() as building:
+            await compare(lab, tree, [attr], building=building)
+            building.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("form", FORMS)

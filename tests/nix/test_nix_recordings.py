@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from nix_lab import Lines, NixLab, write_files
 
@@ -53,7 +54,8 @@ def readable(lines: list[bytes], tree: Path) -> list[str]:
     return decoded
 
 
-async def test_every_recorded_case_gives_the_same_lines_and_status(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+async def test_every_recorded_case_gives_the_same_lines_and_status(tmp_path: Path, *, ahead: bool) -> None:
     lab = NixLab(tmp_path / "lab", "max-silent-time = 8\n")
     engine = lab.engine()
     base = {
@@ -72,11 +74,13 @@ async def test_every_recorded_case_gives_the_same_lines_and_status(tmp_path: Pat
         subset = Subset(job["subset"]) if job.get("subset") else None
         request = lab.request(tree, *job["attrs"], subset=subset)
         sink = Lines()
-        evaluation = await engine.evaluate(request)
-        sink.write(error_lines(evaluation))
         status: Status = BuildStatus.SKIPPED
-        if evaluation.attempted:
-            status = await engine.build(request, evaluation, sink)
+        async with anyio.create_task_group() as building:
+            evaluation = await engine.evaluate(request, building if ahead else None)
+            sink.write(error_lines(evaluation))
+            if evaluation.attempted:
+                status = await engine.build(request, evaluation, sink)
+            building.cancel_scope.cancel()
         await engine.forget(request.attempt_id)
         assert readable(sink.lines, tree) == expected_lines, name
         assert status == expected["status"], name

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from anyio.abc import TaskGroup
 from attrs import define, field
 
 from ofborg_async.model.checkout import CheckoutOutcome, Ready
@@ -80,7 +81,7 @@ class FakeNix:
     lines: Sequence[bytes] = (b"building",)
     builds: int = 0
 
-    async def evaluate(self, request: EvalRequest) -> Evaluation:
+    async def evaluate(self, request: EvalRequest, building: TaskGroup | None = None) -> Evaluation:
         assert request.descriptors == (9,)
         return self.evaluation
 
