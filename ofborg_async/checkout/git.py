@@ -98,6 +98,8 @@ class Git:
         schemes: Collection[str],
     ) -> None:
         self._spawner = spawner
+        self.author = (author_name, author_email)
+        """Who makes merges."""
         self._environment = {
             **{name: environment[name] for name in _PASSED_ON if name in environment},
             "HOME": "/homeless-shelter",

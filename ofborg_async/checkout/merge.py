@@ -3,6 +3,9 @@
 ``git merge-tree`` reads attributes (``merge=union``, ``-merge`` ...) from the files of a work tree only, so it is given
 one of its own with nothing in it but the target branch's ``.gitattributes`` for the files that both sides changed.
 Those are known from a first run without any; mostly there are none, and that run is the result.
+
+Whether there is anything to merge is told from the result: only when one side has all of the other, the merged tree is
+the tree of one of them. So ``merge-base`` is asked in doubt only, and commits are read and written without a process.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from attrs import frozen
 
 from ofborg_async.checkout import disk
 from ofborg_async.checkout.git import BoundGit, GitFault, text_of
+from ofborg_async.checkout.objects import Commit, read_commit, write_commit
 from ofborg_async.checkout.validate import is_commit_name
 from ofborg_async.checkout.words import quoted, read_failure
 from ofborg_async.model.checkout import Gone, MergeConflict
@@ -25,43 +29,74 @@ MESSAGE = "Automatic merge for GrahamCOfBorg"
 
 _ATTRIBUTES = ".gitattributes"
 _OUTPUT_LIMIT_BYTES = 64 << 20
+_REFUSED = 128
+_UNRELATED = b"refusing to merge unrelated histories"
 
 
 @frozen
 class Merging:
-    """Merges in the repository ``git_directory``: new objects go to ``objects``, files for git to ``scratch``."""
+    """Merges in the repository ``git_directory``: new objects go to ``objects``, files for git to ``scratch``.
+
+    What was fetched last is in ``borrowed``. ``author`` signs the merge. ``trees`` remembers the tree of the last base:
+    mostly the next job has the same one, and it may be in a pack.
+    """
 
     git: BoundGit
     git_directory: Path
     objects: Path
     scratch: Path
+    borrowed: Path
+    author: str
+    trees: dict[str, str]
 
     async def merge(self, base: str, head: str) -> str | MergeConflict | Gone:
         """The commit that ``git merge head`` on a checkout of ``base`` would lead to: one of the two, or a new one.
 
         Raises HostFault.
         """
-        common = await self._run("merge-base", base, head, expected=(0, 1, 128))
-        if common.returncode == 1 and not common.stdout:
-            return MergeConflict("the histories are unrelated")
-        if common.returncode != 0:
-            said = common.stderr.decode(errors="replace")
-            if f"{head} is a " in said and "not a commit" in said:
-                return Gone(f"{head} is no commit")
-            raise GitFault("comparing branches", common.returncode, read_failure(common.stderr, common.returncode))
-        ancestor = text_of(common)
-        if ancestor == head:
-            return base
-        if ancestor == base:
+        newest = read_commit(self.borrowed, head)
+        if newest is not None and base in newest.parents:
             return head
+        of_head = newest.tree if newest is not None else await self._ask_tree(head)
+        if of_head is None:
+            return Gone(f"{head} is no commit")
+        of_base = await self._tree_of_base(base)
         tree = await self._merge_trees(base, head)
         if isinstance(tree, MergeConflict):
             return tree
-        return text_of(await self._run("commit-tree", "-m", MESSAGE, "-p", base, "-p", head, tree))
+        if tree in (of_base, of_head):
+            ancestor = text_of(await self._run("merge-base", base, head))
+            if ancestor in (base, head):
+                return head if ancestor == base else base
+        return write_commit(self.objects, Commit(tree, (base, head)), self.author, MESSAGE)
+
+    async def _tree_of_base(self, base: str) -> str | None:
+        known = self.trees.get(base)
+        if known is None:
+            read = read_commit(self.borrowed, base)
+            known = read.tree if read is not None else await self._ask_tree(base)
+            self.trees.clear()
+            if known is not None:
+                self.trees[base] = known
+        return known
+
+    async def _ask_tree(self, commit: str) -> str | None:
+        """The tree of an object; None when it is no commit."""
+        words = ("cat-file", "--batch-check=%(objecttype) %(objectname)")
+        done = await self._run(*words, stdin=f"{commit}\n{commit}^{{tree}}\n".encode())
+        kind, _, named = text_of(done).partition("\n")
+        if kind.endswith(" missing"):
+            said = done.stderr + f"missing commit {commit}".encode()
+            raise GitFault("merging", done.returncode, read_failure(said, done.returncode))
+        tree = named.removeprefix("tree ")
+        return tree if kind.startswith("commit ") and is_commit_name(tree) else None
 
     async def _merge_trees(self, base: str, head: str) -> str | MergeConflict:
         self._empty_scratch()
-        merged = _Merged.read(await self._merge_tree(base, head))
+        first = await self._merge_tree(base, head)
+        if first.returncode == _REFUSED and _UNRELATED in first.stderr:
+            return MergeConflict("the histories are unrelated")
+        merged = _Merged.read(first)
         paths = sorted(set(_attribute_files(merged.both_changed)))
         if paths and await self._lay_out(base, paths):
             merged = _Merged.read(await self._merge_tree(base, head))
@@ -76,7 +111,7 @@ class Merging:
             "--messages",
             base,
             head,
-            expected=(0, 1),
+            expected=(0, 1, _REFUSED),
             work_tree=self.scratch,
             limit_bytes=_OUTPUT_LIMIT_BYTES,
         )

@@ -30,7 +30,10 @@ _log = logging.getLogger(__name__)
 # A mirror is made anew at most this often: fetching all of it again does not help against a broken remote.
 _REMAKE_SECONDS = 3600.0
 # git would refuse a repository that another user owns; which ones may be cloned is for clone_url_schemes to say.
-_LOCAL_UPLOAD_PACK = '--upload-pack=git -c "safe.directory=*" upload-pack'
+_LOCAL_UPLOAD_PACK = '--upload-pack=git -c "safe.directory=*" {}upload-pack'
+# Deltas are worth their search, which is most of the time of a first fetch, where a network lies between. Those that
+# the other repository's packs have are passed on all the same.
+_WITHOUT_SEARCH = "-c pack.window=0 "
 
 
 @frozen
@@ -247,8 +250,10 @@ class _Fetch:
         return found if is_commit_name(found) else await self._git("rev-parse", "--verify", "--end-of-options", ref)
 
     def _transport(self) -> tuple[str, ...]:
-        local = self.request.url.startswith(("/", "file://"))
-        return (_LOCAL_UPLOAD_PACK,) if local else ()
+        if not self.request.url.startswith(("/", "file://")):
+            return ()
+        first = not any((self.path / "objects" / "pack").glob("*.pack"))
+        return (_LOCAL_UPLOAD_PACK.format(_WITHOUT_SEARCH if first else ""),)
 
 
 def _trees(request: FetchRequest) -> str:

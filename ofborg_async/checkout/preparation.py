@@ -15,6 +15,7 @@ from ofborg_async.checkout.clone import RootClone
 from ofborg_async.checkout.git import BoundGit, Git, GitFault
 from ofborg_async.checkout.merge import Merging
 from ofborg_async.checkout.mirror import Fetched, FetchRequest, MirrorStore
+from ofborg_async.checkout.objects import identity
 from ofborg_async.checkout.seen import SeenCommits
 from ofborg_async.checkout.tree import Settled, TreeState, WorkTree
 from ofborg_async.checkout.validate import shown
@@ -31,8 +32,9 @@ B = TypeVar("B")
 
 @frozen
 class Preparation:
-    """Prepares ``tree`` so that ``head`` is merged as ``request`` says. ``states`` remembers how each tree was left.
+    """Prepares ``tree`` so that ``head`` is merged as ``request`` says.
 
+    ``states`` remembers how each tree was left, ``base_trees`` the tree of the last base.
     ``lock_clone`` takes the lock of the root's bare clone and gives the git to use under it.
     """
 
@@ -44,6 +46,7 @@ class Preparation:
     tree: WorkTree
     seen: SeenCommits
     states: dict[Path, TreeState]
+    base_trees: dict[str, str]
     lock_clone: Callable[[], AbstractAsyncContextManager[BoundGit]]
     on_phase: Callable[[Phase], None]
 
@@ -92,7 +95,15 @@ class Preparation:
         if state is not None and (state.base, state.head) == (base, self.head):
             return state.commit
         tree = self.tree
-        merging = Merging(tree.git, tree.layout.git_directory, tree.objects, tree.scratch)
+        merging = Merging(
+            tree.git,
+            tree.layout.git_directory,
+            objects=tree.objects,
+            scratch=tree.scratch,
+            borrowed=tree.borrowed,
+            author=identity(*self.git.author, self.clock.now().timestamp()),
+            trees=self.base_trees,
+        )
         return await merging.merge(base, self.head)
 
     async def _move(self, state: TreeState | None, settled: Settled, fetched: Fetched, commit: str) -> None:

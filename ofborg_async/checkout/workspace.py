@@ -88,6 +88,7 @@ class GitWorkspace:
             schemes=settings.clone_url_schemes,
         )
         self._states: dict[Path, TreeState] = {}
+        self._base_trees: dict[str, str] = {}
         self._seen: dict[Path, SeenCommits] = {}
         layout_of(Path("/"), "", settings.name, self._further_system)  # a name that cannot be used shows now
 
@@ -171,6 +172,7 @@ class GitWorkspace:
             tree=tree,
             seen=self._seen.setdefault(layout.seen, SeenCommits(layout.seen)),
             states=self._states,
+            base_trees=self._base_trees,
             lock_clone=lambda: self._clone_lock(layout, attempt_id, lease),
             on_phase=on_phase,
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from ofborg_async.process.table import ProcessInfo, ProcessTable, read_proc
+from ofborg_async.process.table import ProcessInfo, ProcessTable, read_proc, read_processes
 
 _log = logging.getLogger(__name__)
 
@@ -64,10 +64,16 @@ class Children:
         ]
 
     def reap_adopted(self) -> None:
-        """Let those orphans vanish which have exited. Costs one system call when none has."""
+        """Let those orphans vanish which have exited. Costs one system call when no child has.
+
+        A child of ours that has exited and is not reaped yet looks the same there, and is what is found mostly: so only
+        children are listed, if the kernel does that, and not all processes of the host.
+        """
         if not self.adopts or not _any_zombie():
             return
-        for orphan in self.adopted(read_proc()):
+        listed = _listed_children()
+        table = read_proc() if listed is None else read_processes(pid for pid in listed if pid not in self.running)
+        for orphan in self.adopted(table):
             if not orphan.alive:
                 with suppress(ChildProcessError):
                     os.waitpid(orphan.pid, os.WNOHANG)

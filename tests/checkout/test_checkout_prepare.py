@@ -272,17 +272,15 @@ async def test_warm_job_starts_few_commands(bench: Bench, upstream: Upstream) ->
     bench.spawner.commands.clear()
     head = upstream.pull_request(3, {"new3": b"1\n"})
     await bench.ready(workspace, job_of(upstream.url, 3, head))
-    assert sorted(bench.spawner.names()) == ["checkout", "clean", "diff-tree", "fetch", "merge-base"]
+    assert sorted(bench.spawner.names()) == ["checkout", "clean", "diff-tree", "fetch"]
     upstream.commit("refs/heads/master", {"pkgs/b.nix": b"moved\n"})
     bench.spawner.commands.clear()
     await bench.ready(workspace, job_of(upstream.url, 3, head))
     assert sorted(bench.spawner.names()) == [
         "checkout",
         "clean",
-        "commit-tree",
         "diff-tree",
         "fetch",
-        "merge-base",
         "merge-tree",
         "update-ref",
     ]

@@ -123,3 +123,19 @@ async def test_what_was_seen_is_bounded(bench: Bench, upstream: Upstream) -> Non
     lines = seen.read_text().splitlines()
     assert len(lines) == 10_000
     assert lines[-1] == head
+
+
+async def test_local_repository_is_fetched_first_without_a_search_for_deltas(bench: Bench, upstream: Upstream) -> None:
+    """The search is most of the time of a clone; what the other side's packs have as deltas comes as deltas."""
+    rows = [b"%064x\n" % (number * 0x9E3779B97F4A7C15) for number in range(2000)]
+    for number in range(60):
+        upstream.commit("refs/heads/master", {"big": b"".join([*rows[:number], b"changed\n", *rows[number:]])})
+    head = upstream.pull_request(7, {"new": b"1\n"})
+    git("repack", "-a", "-d", "-q", cwd=upstream.path)
+    await bench.ready(bench.workspace(), job_of(upstream.url, 7, head))
+    await bench.ready(bench.workspace("b"), job_of(upstream.url, 7, head))
+    searched = ["pack.window=0" not in " ".join(words) for words in bench.spawner.commands if "fetch" in words]
+    assert searched == [False, True]
+    (theirs,) = upstream.path.glob("objects/pack/*.pack")
+    (ours,) = bench.mirror(upstream.url).glob("objects/pack/*.pack")
+    assert ours.stat().st_size < 2 * theirs.stat().st_size

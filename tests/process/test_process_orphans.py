@@ -169,3 +169,23 @@ other.kill()
 other.wait()
 """,
     )
+
+
+def test_a_child_that_waits_to_be_reaped_costs_no_look_at_the_whole_host(tmp_path: Path) -> None:
+    """In a pool there is nearly always one, of ours; the host may have thousands of processes."""
+    run(
+        tmp_path,
+        """
+import subprocess
+import ofborg_async.process.children as module
+if module._listed_children() is None:
+    sys.exit(0)  # this kernel does not list children
+def forbidden():
+    raise AssertionError("all processes were listed")
+module.read_proc = forbidden
+exits = subprocess.Popen(["true"])
+await until(lambda: read_process(exits.pid).state == "Z")
+await spawner.capture(Command(("true",), env), deadline_seconds=60, what="true")
+assert exits.wait() == 0
+""",
+    )
