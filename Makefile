@@ -29,8 +29,9 @@ lint: install
 	printf '%s\n' tests/conftest.py tests/*/conftest.py | xargs -n 1 $(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# ONLY= picks figures (ONLY=log,small), AGAINST= compares with another builder's program in the same run.
 bench: install
-	$(BIN)/python -m ofborg_async.lab.bench $(if $(AGAINST),--against $(AGAINST)) $(if $(ONLY),--only $(ONLY))
+	$(BIN)/python -m ofborg_async.lab.bench $(if $(AGAINST),--against $(AGAINST)) $(if $(ONLY),--only "$(ONLY)")
 
 # SEED= repeats a schedule, MINUTES= says how long, AGAINST= puts another builder's program in our place.
 chaos: install

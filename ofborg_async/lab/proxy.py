@@ -37,6 +37,8 @@ class Proxy:
 
     def __init__(self, host: str, port: int) -> None:
         self.port = 0
+        self.passed_bytes = dict.fromkeys(Way, 0)
+        """What was passed on in each way so far, on all connections."""
         self._target = (host, port)
         self._frozen: set[Way] = set()
         self._thawed = anyio.Event()
@@ -99,6 +101,7 @@ class Proxy:
                 while way in self._frozen:
                     await self._thawed.wait()
                 await sink.send(chunk)
+                self.passed_bytes[way] += len(chunk)
         both.cancel()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -9,22 +10,21 @@ from pathlib import Path
 import anyio
 import pytest
 
-from ofborg_async.lab.bench.__main__ import FIGURES
-from ofborg_async.lab.bench.model import Goal, Of, Row
+from ofborg_async.lab.bench.__main__ import FIGURES, figure_names
+from ofborg_async.lab.bench.builders import in_turns
+from ofborg_async.lab.bench.model import Goal, Of, Outcome, Panel, Plot, Report, Row
+from ofborg_async.lab.bench.plots import draw
+from ofborg_async.lab.bench.show import markdown
 
 SPEND_NOTHING = ("CPU while idle", "idle CPU", "growth")
 """What may be nothing, or even less."""
 
 PICTURES = {
-    "memory-of-idle-builders",
-    "cost-of-an-identity-mib",
-    "cost-of-an-identity-ms",
-    "cost-of-an-identity-percent",
-    "cost-of-a-log-line-us",
-    "cost-of-a-log-line-bytes",
-    "cost-of-a-waiter-for-a-lock-us",
-    "journal-and-its-history-ms",
-    "journal-and-its-history-bytes",
+    "idle-builders",
+    "what-an-identity-costs",
+    "what-a-log-line-costs",
+    "what-a-waiter-for-a-lock-costs",
+    "what-history-costs",
 }
 
 
@@ -47,11 +47,24 @@ async def test_every_figure_is_measured_and_written(tmp_path: Path) -> None:
             assert "theirs" not in row
             assert row["ratio"] is None
     limits = {figure["figure"] for figure in document["figures"] for row in figure["rows"] if "limit" in row}
-    assert limits == {"small", "log"}
-    pictures = {path.stem for path in (tmp_path / "benchmarks").iterdir()}
+    assert limits == {"small", "pool", "log"}
+    pictures = {path.stem for path in (tmp_path / "benchmarks").glob("*.png")}
     assert pictures == PICTURES
+    rows = sum(len(figure["rows"]) for figure in document["figures"])
+    assert len((tmp_path / "benchmarks" / "table.md").read_text().splitlines()) == rows + 2
     assert "NOT MET" not in done.stdout.decode().split("scale ...")[1]  # it has no goals
     assert "?" in done.stdout.decode()  # goals against a builder that is not there
+
+
+def test_figures_are_picked_with_commas_or_spaces() -> None:
+    assert figure_names("log,small") == figure_names(" small log ") == {"log", "small"}
+    assert figure_names("start") == {"idle"}
+    with pytest.raises(argparse.ArgumentTypeError, match="'lgo'; there are idle, small, pool, log"):
+        figure_names("log lgo")
+
+
+def test_every_second_run_goes_the_other_way_round() -> None:
+    assert [in_turns("ab", run) for run in range(3)] == [["a", "b"], ["b", "a"], ["a", "b"]]
 
 
 def test_goals() -> None:
@@ -67,3 +80,36 @@ def test_goals() -> None:
     alone = Row("log", "lines", "1/s", ours=(10.0,))
     assert alone.met(Goal(2.0)) is None
     assert str(Goal(0.95, Of.LIMIT, at_least=True)) == "≥ 0.95 of limit"
+
+
+def test_table_for_a_page() -> None:
+    rows = (
+        Row(
+            "log",
+            "lines",
+            "1/s",
+            (10.0, 30.0, 20.0),
+            (10.0,),
+            (40.0,),
+            (Goal(1.15, at_least=True), Goal(0.95, Of.LIMIT)),
+        ),
+        Row("pool", "pool of 4", "s", (1234.5,)),
+    )
+    report = Report("log", Outcome(rows), load_before=0.0, load_after=0.0, seconds=1.0)
+    assert markdown([report]).splitlines()[2:] == [
+        "| log: lines | 1/s | 20.0 | 10.0 | 2.00 | 40.0 | 0.50 | ≥ 1.15 of theirs: met  ≤ 0.95 of limit: met |",
+        "| pool of 4 | s | 1,234 |  |  |  |  |  |",
+    ]
+
+
+def test_pictures_of_curves_and_ratios(tmp_path: Path) -> None:
+    curves = {"each": ((1.0, (0.0,)), (1_000_000.0, (0.0, 0.0)))}
+    plot = Plot("Costs, 1 to 1M", "rows", (Panel("one", "ms", curves), Panel("two", "%", curves)), log_x=True)
+    rows = (
+        Row("log", "lines", "1/s", (2.0,), (1.0,), goals=(Goal(1.15, at_least=True),)),
+        Row("log", "none", "s", (1.0,)),
+    )
+    report = Report("log", Outcome(rows, (plot,)), load_before=0.0, load_after=0.0, seconds=1.0)
+    written = draw(tmp_path, [report])
+    assert [path.name for path in written] == ["costs-1-to-1m.png", "ratios.png"]
+    assert all(path.stat().st_size > 0 for path in written)

@@ -4,5 +4,5 @@
 for each identity (an executable that takes one JSON configuration of the original's form), in turns with ours. Only
 such ratios mean something: machines differ and are shared.
 
-Written are tables on the screen, ``benchmarks.json`` and plots in ``benchmarks/``.
+Written are tables on the screen, ``benchmarks.json``, and in ``benchmarks/`` the plots and the table for a page.
 """

@@ -1,4 +1,4 @@
-"""``python -m ofborg_async.lab.bench [--against PATH] [--only FIGURE ...] [--quick] [--output DIRECTORY]``."""
+"""``python -m ofborg_async.lab.bench [--against PATH] [--only FIGURES] [--quick] [--output DIRECTORY]``."""
 
 from __future__ import annotations
 
@@ -62,14 +62,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--against", type=_program, metavar="PATH", help="another builder's program, to compare with")
     parser.add_argument(
         "--only",
-        action="append",
-        choices=[*FIGURES, *ALIASES],
-        metavar="FIGURE",
-        help=f"of {', '.join(FIGURES)}; may be repeated",
+        type=figure_names,
+        default=frozenset(FIGURES),
+        metavar="FIGURES",
+        help=f"some of {', '.join(FIGURES)}, with commas or spaces between them",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works, the numbers say nothing")
     parser.add_argument("--output", type=Path, default=Path(), metavar="DIRECTORY", help="where results are written")
     return parser
+
+
+def figure_names(text: str) -> frozenset[str]:
+    """Figures named in ``text``. Raises argparse.ArgumentTypeError for one that is not there."""
+    named = [ALIASES.get(word, word) for word in text.replace(",", " ").split()]
+    for name in named:
+        if name not in FIGURES:
+            raise argparse.ArgumentTypeError(
+                f"no figure is called {name!r}; there are {', '.join([*FIGURES, *ALIASES])}"
+            )
+    return frozenset(named or FIGURES)
 
 
 def _program(text: str) -> Path:
@@ -80,12 +91,12 @@ def _program(text: str) -> Path:
 
 
 async def _measure_all(options: argparse.Namespace, console: Console, directory: Path) -> None:
-    async with private_broker(directory / "rabbitmq") as broker:
+    # As a broker is by default: free to use every core.
+    async with private_broker(directory / "rabbitmq", schedulers=os.cpu_count() or 1) as broker:
         bench = Bench(directory, broker, QUICK if options.quick else FULL, options.against)
         reports = []
-        chosen = {ALIASES.get(name, name) for name in options.only or FIGURES}
         for name, measure in FIGURES.items():
-            if name not in chosen:
+            if name not in options.only:
                 continue
             console.print(f"{name} ...", style="dim")
             load_before, began = _load(), perf_counter()
@@ -94,8 +105,9 @@ async def _measure_all(options: argparse.Namespace, console: Console, directory:
             show.show(console, reports[-1])
             _write(options, reports)  # after each, so that a fault of the last loses none
     pictures = plots.draw(options.output / "benchmarks", reports)
+    (options.output / "benchmarks" / "table.md").write_text(show.markdown(reports))
     show.show_verdict(console, reports)
-    console.print(f"written: {options.output / 'benchmarks.json'} and {len(pictures)} plots in benchmarks/")
+    console.print(f"written: {options.output / 'benchmarks.json'}; in benchmarks/ table.md and {len(pictures)} plots")
 
 
 def _write(options: argparse.Namespace, reports: Sequence[Report]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from time import perf_counter
 
 from attrs import field, frozen
 
-from ofborg_async.lab.bench.builders import OURS, THEIRS, sides
+from ofborg_async.lab.bench.bare import nix_environment, run_bare
+from ofborg_async.lab.bench.builders import OURS, THEIRS, in_turns, sides
 from ofborg_async.lab.bench.jobs import all_running
 from ofborg_async.lab.bench.model import Goal, Outcome, Row
 from ofborg_async.lab.bench.plan import Bench
@@ -15,6 +15,7 @@ from ofborg_async.lab.store import Store, private_store
 
 _KINDS = {"alone": ("sharing nothing", Goal(0.27)), "shared": ("sharing nearly all", Goal(0.10))}
 _TRIAL_ROUNDS = 2_000
+_TRIALS = 3
 
 # The derivations are the same whatever the evaluation costs, so what a cheap evaluation built is there for a dear one.
 _FILE = """
@@ -53,12 +54,12 @@ async def measure(bench: Bench) -> Outcome:
                 for running in ready.values():
                     await running.work([upstream.job(1, cheap, _attrs(kind, plan.attrs))])
             number = 1
-            for _ in range(plan.attrs_runs):
+            for run in range(plan.attrs_runs):
                 for kind in _KINDS:
                     number += 1
                     dear = await upstream.open_pr(number, {"rounds": f"{rounds}"})
                     job = upstream.job(number, dear, _attrs(kind, plan.attrs))
-                    for who, running in ready.items():
+                    for who, running in in_turns(ready.items(), run):
                         before = running.cpu()
                         found[kind, who].wall_seconds.append(await running.work([job]))
                         await running.settle()
@@ -91,16 +92,17 @@ def _contents(count: int, rounds: int) -> dict[str, str]:
 
 
 async def _rounds(place: Path, store: Store, seconds: float) -> int:
-    """How many rounds of work cost so many seconds on this machine."""
+    """How many rounds of work cost so much CPU time on this machine, which may be busy otherwise."""
     place.mkdir()
 
     async def took(rounds: int) -> float:
         for name, text in _contents(1, rounds).items():
             (place / name).write_text(text)
-        began = perf_counter()
-        await store.nix("nix-instantiate", "./default.nix", "-A", "alone0", cwd=place)
-        return perf_counter() - began
+        words = ("nix-instantiate", "./default.nix", "-A", "alone0")
+        return (await run_bare(words, nix_environment(store), place)).cpu_seconds
 
-    await took(0)
-    idle, trial = [min([await took(rounds) for _ in range(3)]) for rounds in (0, _TRIAL_ROUNDS)]
-    return max(1, round(_TRIAL_ROUNDS * seconds / max(trial - idle, 0.001)))
+    idle = min([await took(0) for _ in range(3)])
+    rounds = _TRIAL_ROUNDS
+    for _ in range(_TRIALS):  # a short trial says too much: the heap grows only once
+        rounds = max(1, round(rounds * seconds / max(await took(rounds) - idle, 0.001)))
+    return rounds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from attrs import frozen
@@ -45,21 +46,20 @@ class BareTools:
     async def prepare(cls, tree: Path, upstream: Upstream, store: Store) -> BareTools:
         """Clone; the store is shared with a builder, so what that has built is there."""
         author = {"GIT_AUTHOR_NAME": "bench", "GIT_COMMITTER_NAME": "bench", "EMAIL": "bench@localhost"}
-        environment = base_environment(
-            HOME="/homeless-shelter",
-            GIT_CONFIG_NOSYSTEM="1",
-            GIT_CONFIG_GLOBAL="/dev/null",
-            NIX_REMOTE=store.remote,
-            **author,
-            **store.environment,
-        )
+        own = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null"}
+        environment = nix_environment(store) | own | author
         await run("git", "clone", "--quiet", upstream.url, str(tree), env=environment, deadline_seconds=_SECONDS)
         return cls(tree, environment)
 
     async def run_job(self, job: Job) -> Completed:
         """A small job. Raises LabError when it fails."""
         words = ("sh", "-c", _SMALL_JOB, "job", str(job["pr"]["number"]), job["attrs"][0], SYSTEM)
-        return await _run(words, self.environment, self.tree)
+        return await run_bare(words, self.environment, self.tree)
+
+
+def nix_environment(store: Store) -> dict[str, str]:
+    """What nix needs to use a store."""
+    return base_environment(HOME="/homeless-shelter", NIX_REMOTE=store.remote, **store.environment)
 
 
 @frozen
@@ -71,17 +71,18 @@ class BulkLog:
     lines: int
 
 
-async def publish_log(farm: Farm, exchange: str, tree: Path, attr: str) -> BulkLog:
+async def publish_log(farm: Farm, exchange: str, tree: Path, attr: str, *, confirms: bool) -> BulkLog:
     """Build ``attr`` of ``tree`` and publish its lines with nothing in between. Raises LabError."""
-    environment = base_environment(HOME="/homeless-shelter", NIX_REMOTE=farm.store.remote, **farm.store.environment)
+    environment = nix_environment(farm.store)
     module = f"{__package__}.bulk"
-    build = ("nix-build", "--no-out-link", "./default.nix", "-A", attr)
-    words = (sys.executable, "-m", module, farm.broker.url(vhost=farm.vhost), exchange, *build)
-    done = await _run(words, environment, tree)
+    build = ("nix-build", "--no-out-link", str(tree / "default.nix"), "-A", attr)
+    words = (sys.executable, "-m", module, farm.broker.url(vhost=farm.vhost), exchange, str(int(confirms)), *build)
+    done = await run_bare(words, environment, Path.cwd())  # as this program was started, so that ours is what it finds
     return BulkLog(**json.loads(done.stdout))
 
 
-async def _run(words: tuple[str, ...], environment: dict[str, str], cwd: Path) -> Completed:
+async def run_bare(words: tuple[str, ...], environment: Mapping[str, str], cwd: Path) -> Completed:
+    """Run a command: how long it took, and what CPU. Raises LabError when it fails."""
     spawner = Spawner(SystemClock(), None)
     done = await spawner.capture(Command(words, environment, cwd), deadline_seconds=_SECONDS, what="bare tools")
     if done.returncode != 0:

@@ -1,17 +1,17 @@
 """The builders that are compared: ours, one daemon for all identities, and another one, a process for each.
 
-Each side has a farm of its own: a virtual host, a store, a wiretap. The upstream repository is shared, so the two can
-be given the same work in turns; the one that is not measured is idle meanwhile.
+Each side has a farm of its own: a virtual host, a store, a wiretap. The upstream repository is shared, so the two are
+given the same work in turns (``in_turns``); the one that is not measured is idle meanwhile.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import anyio
 from attrs import evolve, frozen
@@ -30,6 +30,7 @@ from ofborg_async.waiting import within
 OURS, THEIRS = "ours", "theirs"
 
 Job = dict[str, Any]
+T = TypeVar("T")
 
 _POLL_SECONDS = 0.005
 _START_SECONDS = 120.0
@@ -204,6 +205,12 @@ async def sides(
                 prefix = await stack.enter_async_context(_their_nix(place / "their-nix"))
                 found.append(Theirs(farm, asking, bench.against, prefix))
         yield found, upstream
+
+
+def in_turns(both: Iterable[T], run: int) -> list[T]:
+    """In order, the other way round in every second run: whoever is second finds caches warm."""
+    listed = list(both)
+    return listed[:: -1 if run % 2 else 1]
 
 
 @asynccontextmanager

@@ -1,7 +1,8 @@
 """A program: runs a command and publishes its lines as log messages, as fast as that can be done in Python.
 
-``bulk URL EXCHANGE COMMAND...``. Frames of many messages are put into one buffer and written without waiting for
-anything. Its result, a JSON object on stdout, says how long it took until the broker had taken all, and at what cost.
+``bulk URL EXCHANGE CONFIRMS COMMAND...``. Frames of many messages are put into one buffer and written without waiting
+for anything; with CONFIRMS 1 the broker confirms them, which is awaited once, at the end. Its result, a JSON object on
+stdout, says how long it took until the broker had taken all, and at what cost.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import struct
 import sys
 from collections.abc import Sequence
 from json.encoder import encode_basestring
+from select import select
 from time import perf_counter, process_time
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
@@ -33,12 +35,14 @@ _END = b"\xce"
 
 
 class Bulk:
-    """A connection with one channel, without confirms."""
+    """A connection with one channel."""
 
-    def __init__(self, url: str, exchange: str) -> None:
+    def __init__(self, url: str, exchange: str, *, confirms: bool) -> None:
         place = urlsplit(url)
         self._socket = socket.create_connection((place.hostname or "", place.port or 0), timeout=_TIMEOUT_SECONDS)
         self._received = b""
+        self._confirms = confirms
+        self._published = 0
         self._socket.sendall(ProtocolHeader(0, 9, 1).marshal())
         self._await(commands.Connection.Start)
         response = f"\0{unquote(place.username or '')}\0{unquote(place.password or '')}"
@@ -49,6 +53,9 @@ class Bulk:
         self._await(commands.Connection.OpenOk)
         self._send(_CHANNEL, commands.Channel.Open())
         self._await(commands.Channel.OpenOk)
+        if confirms:
+            self._send(_CHANNEL, commands.Confirm.Select())
+            self._await(commands.Confirm.SelectOk)
         method = frame.marshal(commands.Basic.Publish(exchange=exchange, routing_key="bench.1"), _CHANNEL)
         size = 2 + 2 + 8 + len(_PROPERTIES)
         self._before = method + struct.pack(">BHIHH", 2, _CHANNEL, size, commands.Basic.frame_id, 0)
@@ -63,12 +70,19 @@ class Bulk:
             body = f'{_HEAD},"line_number":{line_number},"output":{text}}}'.encode()
             size = len(body)
             pieces += (before, struct.pack(">Q", size), between, struct.pack(">I", size), body, _END)
+        self._published += len(lines)
+        if self._confirms:  # or they would fill the broker's buffers, and it would stop reading
+            self._received += self._socket.recv(_CHUNK_BYTES) if select([self._socket], [], [], 0)[0] else b""
         self._socket.sendall(b"".join(pieces))
 
     def finish(self) -> None:
         """Wait until the broker has taken all: it answers a method after what came before it on its channel."""
-        self._send(_CHANNEL, commands.Basic.Qos(prefetch_count=1))
-        self._await(commands.Basic.QosOk)
+        if self._confirms:
+            while self._await(commands.Basic.Ack).delivery_tag < self._published:
+                pass
+        else:
+            self._send(_CHANNEL, commands.Basic.Qos(prefetch_count=1))
+            self._await(commands.Basic.QosOk)
 
     def _send(self, channel: int, method: Frame) -> None:
         self._socket.sendall(frame.marshal(method, channel))
@@ -88,9 +102,9 @@ class Bulk:
             self._received += more
 
 
-def main(url: str, exchange: str, *command: str) -> None:
+def main(url: str, exchange: str, confirms: str, *command: str) -> None:
     """Connect, run the command, publish its lines, tell what it took. Exits with the command's status."""
-    bulk = Bulk(url, exchange)
+    bulk = Bulk(url, exchange, confirms=confirms == "1")
     began, cpu_began = perf_counter(), process_time()
     read_end, write_end = os.pipe()
     actions = [(os.POSIX_SPAWN_DUP2, write_end, descriptor) for descriptor in (1, 2)]

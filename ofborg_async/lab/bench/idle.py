@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from statistics import median
 
 import anyio
 from attrs import field, frozen
 
-from ofborg_async.lab.bench.builders import OURS, THEIRS, Running, Side, sides
-from ofborg_async.lab.bench.model import Goal, Of, Outcome, Plot, Points, Row, Series
+from ofborg_async.lab.bench.builders import OURS, THEIRS, Running, Side, in_turns, sides
+from ofborg_async.lab.bench.model import Goal, Of, Outcome, Panel, Plot, Points, Row, Series
 from ofborg_async.lab.bench.plan import Bench
+from ofborg_async.lab.bench.usage import exact_cpu_seconds
 
 _GOALS = {
     ("RSS", 4): (Goal(1.0),),
@@ -43,9 +43,9 @@ async def measure(bench: Bench) -> Outcome:
     found: dict[tuple[str, int], Idle] = defaultdict(Idle)
     with bench.place("idle") as place:
         async with sides(bench, place) as (both, _):
-            for _run in range(plan.idle_runs):
+            for run in range(plan.idle_runs):
                 for count in plan.identities:
-                    for side in both:
+                    for side in in_turns(both, run):
                         seconds = plan.idle_seconds if count == max(plan.identities) else 0.0
                         await observe(side, count, seconds, found[side.name, count])
     return Outcome(tuple(_rows(found, plan.identities)), (_plot(found, plan.identities),))
@@ -65,9 +65,9 @@ async def observe(side: Side, count: int, idle_seconds: float, into: Idle) -> No
 
 
 async def _idle_percent(running: Running, seconds: float) -> float:
-    before = running.cpu()
+    before = exact_cpu_seconds(running.pids)
     await anyio.sleep(seconds)
-    return 100 * (running.cpu() - before).seconds / seconds
+    return 100 * (exact_cpu_seconds(running.pids) - before) / seconds
 
 
 def _rows(found: Measured, counts: Sequence[int]) -> list[Row]:
@@ -106,15 +106,18 @@ def _further(found: Measured, counts: Sequence[int]) -> Row:
 
 
 def _plot(found: Measured, counts: Sequence[int]) -> Plot:
-    def curve(who: str, attribute: str) -> Points:
-        return tuple(
-            (float(count), median(values)) for count in counts if (values := getattr(found[who, count], attribute))
-        )
+    sides_shown = [who for who in (OURS, THEIRS) if (who, counts[0]) in found]
 
-    curves = {
-        f"{who}, {attribute[:3].upper()}": curve(who, attribute)
-        for who in (OURS, THEIRS)
-        if (who, counts[0]) in found
-        for attribute in ("rss_mib", "pss_mib")
-    }
-    return Plot("Memory of idle builders", "identities", "MiB", curves)
+    def panel(title: str, unit: str, attributes: Mapping[str, str]) -> Panel:
+        curves: dict[str, Points] = {}
+        for who in sides_shown:
+            for name, attribute in attributes.items():
+                series = {count: tuple(getattr(found[who, count], attribute)) for count in counts}
+                if all(series.values()):
+                    curves[f"{who}{name}"] = tuple((float(count), runs) for count, runs in series.items())
+        return Panel(title, unit, curves)
+
+    memory = panel("memory of all processes", "MiB", {", RSS": "rss_mib", ", PSS": "pss_mib"})
+    return Plot(
+        "Idle builders", "identities", (memory, panel("from exec until all consume", "s", {"": "start_seconds"}))
+    )

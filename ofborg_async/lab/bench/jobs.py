@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from time import perf_counter
 
 import anyio
 from attrs import field, frozen
 
 from ofborg_async.lab.bench.bare import BareTools
-from ofborg_async.lab.bench.builders import OURS, THEIRS, Job, Running, Side, sides
+from ofborg_async.lab.bench.builders import OURS, THEIRS, Job, Running, Side, in_turns, sides
 from ofborg_async.lab.bench.model import Goal, Outcome, Row
 from ofborg_async.lab.bench.plan import Bench
 from ofborg_async.lab.commands import run
@@ -83,9 +84,9 @@ async def measure_small(bench: Bench) -> Outcome:
             requests = await PullRequests.of(upstream)
             tools = await BareTools.prepare(place / "bare", upstream, both[0].farm.store)
             await _warm(ready, await requests.jobs(2))
-            for _ in range(plan.small_blocks):
+            for run in range(plan.small_blocks):
                 jobs = await requests.jobs(plan.small_jobs)
-                for name, running in ready.items():
+                for name, running in in_turns(ready.items(), run):
                     await _block(running, jobs, costs[name])
                 for job in jobs:
                     done = await tools.run_job(job)
@@ -105,25 +106,44 @@ async def _block(running: Running, jobs: Sequence[Job], cost: Cost) -> None:
 
 
 async def measure_pool(bench: Bench) -> Outcome:
-    """Many small jobs at once on several identities, all warm."""
+    """Many small jobs at once on several identities, all warm; the bare tools on as many trees, each with its share."""
     plan = bench.plan
     rows: list[Row] = []
     with bench.place("pool") as place:
         async with sides(bench, place) as (both, upstream):
             requests = await PullRequests.of(upstream)
+            trees = [place / f"bare-{number}" for number in range(max(plan.pool_identities))]
+            tools = [await BareTools.prepare(tree, upstream, both[0].farm.store) for tree in trees]
             for count in plan.pool_identities:
                 costs = {OURS: Cost(), THEIRS: Cost()}
+                limit = Cost()
                 async with all_running(both, count, f"run-{count}") as ready:
                     await _warm(ready, await requests.jobs(2 * count))
-                    for _ in range(plan.pool_runs):
+                    for run in range(plan.pool_runs):
                         jobs = await requests.jobs(plan.pool_jobs)
-                        for name, running in ready.items():
+                        for name, running in in_turns(ready.items(), run):
                             before = running.cpu()
                             costs[name].wall_seconds.append(await running.work(jobs))
                             await running.settle()
                             costs[name].cpu_seconds.append((running.cpu() - before).seconds)
-                rows += _rows("pool", f"{plan.pool_jobs} jobs on N = {count}", costs)
+                        await _share(tools[:count], jobs, limit)
+                rows += _rows("pool", f"{plan.pool_jobs} jobs on N = {count}", costs, limit)
     return Outcome(tuple(rows))
+
+
+async def _share(tools: Sequence[BareTools], jobs: Sequence[Job], cost: Cost) -> None:
+    """All jobs by the bare tools, each tree its share, at once."""
+    cpu_seconds = []
+
+    async def work(tree: BareTools, share: Sequence[Job]) -> None:
+        cpu_seconds.extend([(await tree.run_job(job)).cpu_seconds for job in share])
+
+    began = perf_counter()
+    async with anyio.create_task_group() as group:
+        for number, tree in enumerate(tools):
+            group.start_soon(work, tree, jobs[number :: len(tools)])
+    cost.wall_seconds.append(perf_counter() - began)
+    cost.cpu_seconds.append(sum(cpu_seconds))
 
 
 async def _warm(ready: Mapping[str, Running], jobs: Sequence[Job]) -> None:
@@ -132,8 +152,7 @@ async def _warm(ready: Mapping[str, Running], jobs: Sequence[Job]) -> None:
         await running.settle()
 
 
-def _rows(figure: str, name: str, costs: Mapping[str, Cost], limit: Cost | None = None) -> tuple[Row, ...]:
-    limit = limit or Cost()
+def _rows(figure: str, name: str, costs: Mapping[str, Cost], limit: Cost) -> tuple[Row, ...]:
     return (
         Row(
             figure,

@@ -12,7 +12,8 @@ from attrs import frozen
 Series = tuple[float, ...]
 """One value for each repetition."""
 
-Points = tuple[tuple[float, float], ...]
+Points = tuple[tuple[float, Series], ...]
+"""Repetitions at each place of the horizontal axis."""
 
 
 class Of(enum.StrEnum):
@@ -66,13 +67,22 @@ class Row:
 
 
 @frozen
+class Panel:
+    """Curves of one unit over one another. The vertical axis begins at zero and shows at least ``least_top``."""
+
+    title: str
+    unit: str
+    curves: Mapping[str, Points]
+    least_top: float = 1e-9
+
+
+@frozen
 class Plot:
-    """Curves over one another. With ``log_x`` the horizontal axis is logarithmic."""
+    """A picture: panels over the same horizontal axis, which is logarithmic with ``log_x``."""
 
     title: str
     x_label: str
-    y_label: str
-    curves: Mapping[str, Points]
+    panels: tuple[Panel, ...]
     log_x: bool = False
 
 
@@ -129,6 +139,15 @@ def _plot(plot: Plot) -> dict[str, Any]:
     return {
         "title": plot.title,
         "x": plot.x_label,
-        "y": plot.y_label,
-        "curves": {name: [list(point) for point in points] for name, points in plot.curves.items()},
+        "panels": [
+            {
+                "title": panel.title,
+                "unit": panel.unit,
+                "curves": {
+                    name: [{"x": place, "median": median(runs), "runs": list(runs)} for place, runs in points]
+                    for name, points in panel.curves.items()
+                },
+            }
+            for panel in plot.panels
+        ],
     }

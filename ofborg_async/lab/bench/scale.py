@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import median
 
 from attrs import frozen
 
@@ -15,7 +14,7 @@ from ofborg_async.lab.bench import units
 from ofborg_async.lab.bench.builders import sides
 from ofborg_async.lab.bench.idle import Idle, observe
 from ofborg_async.lab.bench.logs import Talk, Talks, contents, talk
-from ofborg_async.lab.bench.model import Outcome, Plot, Row, Series
+from ofborg_async.lab.bench.model import Outcome, Panel, Plot, Row, Series
 from ofborg_async.lab.bench.plan import Bench
 
 _IDLE_SECONDS = 2.0
@@ -24,7 +23,7 @@ _MICROS = 1e6
 
 @frozen
 class Curve:
-    """A cost in ``unit`` for each amount of what it depends on."""
+    """A cost in ``unit`` for each amount of what it depends on. Those of the same unit are drawn over one another."""
 
     name: str
     unit: str
@@ -32,15 +31,14 @@ class Curve:
 
 
 async def measure(bench: Bench) -> Outcome:
-    """All four."""
+    """Identities, lines, waiters for a lock, rows of history."""
     parts = [
-        _outcome("identities", "Cost of an identity", await _identities(bench)),
-        _outcome("lines", "Cost of a log line", await _lines(bench)),
-        _outcome("waiters for a lock", "Cost of a waiter for a lock", await _waiters(bench)),
-        _outcome("rows of history", "Journal and its history", await _history(bench)),
+        _outcome("identities", "What an identity costs", await _identities(bench)),
+        _outcome("lines", "What a log line costs", await _lines(bench)),
+        _outcome("waiters for a lock", "What a waiter for a lock costs", await _waiters(bench)),
+        _outcome("rows of history", "What history costs", await _history(bench)),
     ]
-    rows = tuple(row for part in parts for row in part.rows)
-    return Outcome(rows, tuple(plot for part in parts for plot in part.plots))
+    return Outcome(tuple(row for rows, _ in parts for row in rows), tuple(plot for _, plot in parts))
 
 
 async def _identities(bench: Bench) -> list[Curve]:
@@ -58,11 +56,7 @@ async def _identities(bench: Bench) -> list[Curve]:
     alone = found[one]
     return [
         Curve(f"RSS, each beyond {one}", "MiB", {n: added(alone.rss_mib, found[n].rss_mib, n - one) for n in others}),
-        Curve(
-            f"start, each beyond {one}",
-            "ms",
-            {n: added(alone.start_seconds, found[n].start_seconds, (n - one) / 1e3) for n in others},
-        ),
+        Curve("start of all", "s", {n: tuple(found[n].start_seconds) for n in counts}),
         Curve("idle CPU, each", "%", {n: tuple(value / n for value in found[n].cpu_percent) for n in counts}),
     ]
 
@@ -82,21 +76,20 @@ async def _lines(bench: Bench) -> list[Curve]:
                     for count in counts:
                         await talk(running, await source.job(count), count, found[count])
     wall = {n: tuple(_MICROS / rate for rate in found[n].lines_per_second) for n in counts}
-    growth = {n: tuple(mib * 2**20 / n for mib in found[n].growth_mib) for n in counts}
     return [
         Curve("until the result, each", "µs", wall),
-        Curve("own CPU, each", "µs", {n: tuple(found[n].cpu_micros) for n in counts}),
-        Curve("growth of RSS, each", "bytes", growth),
+        Curve("own CPU, each", "CPU µs", {n: tuple(found[n].cpu_micros) for n in counts}),
+        Curve("growth of RSS, in all", "MiB", {n: tuple(found[n].growth_mib) for n in counts}),
     ]
 
 
 async def _waiters(bench: Bench) -> list[Curve]:
     runs = range(bench.plan.scale_runs)
     values = {
-        count: tuple([_MICROS * await units.lock_seconds(count) / count for _run in runs])
+        count: tuple([_MICROS * await units.lock_cpu_seconds(count) / count for _run in runs])
         for count in bench.plan.scale_waiters
     }
-    return [Curve("wait, hold and release, each", "µs", values)]
+    return [Curve("wait, hold and release, each", "CPU µs", values)]
 
 
 async def _history(bench: Bench) -> list[Curve]:
@@ -111,21 +104,18 @@ async def _history(bench: Bench) -> list[Curve]:
     ]
 
 
-def _outcome(what: str, title: str, curves: Sequence[Curve]) -> Outcome:
-    rows = tuple(
+def _outcome(what: str, title: str, curves: Sequence[Curve]) -> tuple[list[Row], Plot]:
+    rows = [
         Row("scale", f"{count:,} {what}: {curve.name}", curve.unit, series)
         for curve in curves
         for count, series in curve.values.items()
-    )
-    return Outcome(rows, tuple(_plots(what, title, curves)))
+    ]
+    return rows, Plot(title, what, tuple(_panels(curves)), log_x=True)
 
 
-def _plots(what: str, title: str, curves: Sequence[Curve]) -> Iterator[Plot]:
+def _panels(curves: Sequence[Curve]) -> Iterator[Panel]:
     """One for each unit."""
     for unit in dict.fromkeys(curve.unit for curve in curves):
-        points = {
-            curve.name: tuple((float(count), median(series)) for count, series in curve.values.items())
-            for curve in curves
-            if curve.unit == unit
-        }
-        yield Plot(f"{title}, {unit}", what, unit, points, log_x=True)
+        alike = [curve for curve in curves if curve.unit == unit]
+        drawn = {curve.name: tuple((float(n), series) for n, series in curve.values.items()) for curve in alike}
+        yield Panel(alike[0].name if len(alike) == 1 else "", unit, drawn)

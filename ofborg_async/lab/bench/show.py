@@ -1,4 +1,4 @@
-"""Tables on the screen."""
+"""Tables: on the screen, and as Markdown for a page."""
 
 from __future__ import annotations
 
@@ -51,6 +51,24 @@ def show_verdict(console: Console, reports: Iterable[Report]) -> None:
     )
     for row, goal in missed:
         console.print(Text(f"missed: {row.figure}, {row.name}: {row.part(goal.of):.3g}, goal {goal}", style="red"))
+
+
+def markdown(reports: Iterable[Report]) -> str:
+    """All rows as one table of Markdown: medians, with the goals they reach and miss."""
+    lines = ["| figure | unit | ours | theirs | ratio | limit | of it | goal |", "|---|---|--:|--:|--:|--:|--:|---|"]
+    for row in (row for report in reports for row in report.outcome.rows):
+        cells = (
+            row.name if row.name.startswith(row.figure) else f"{row.figure}: {row.name}",
+            row.unit,
+            number(median(row.ours)),
+            number(median(row.theirs)) if row.theirs else "",
+            _part(row, Of.THEIRS),
+            number(median(row.limit)) if row.limit else "",
+            _part(row, Of.LIMIT),
+            _goals(row).plain.strip(),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _range(series: Series) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 import anyio.to_thread
 from attrs import field, frozen
 
-from ofborg_async.lab.bench.builders import OURS, THEIRS, Job, Running, sides
+from ofborg_async.lab.bench.builders import OURS, THEIRS, Job, Running, Side, in_turns, sides
 from ofborg_async.lab.bench.jobs import all_running, pack
 from ofborg_async.lab.bench.model import Goal, Outcome, Row
 from ofborg_async.lab.bench.plan import Bench
@@ -24,7 +26,7 @@ _BLOB_BYTES = 1 << 20
 
 @frozen
 class Costs:
-    """What one side took: in all, once, and for each warm job."""
+    """What one side took: in all, for each cold start, and for each warm job."""
 
     cold_seconds: list[float] = field(factory=list)
     disk_mib: list[float] = field(factory=list)
@@ -61,18 +63,14 @@ async def measure_big(bench: Bench) -> Outcome:
     files = big_tree(plan.big_folders)
     costs = {OURS: Costs(), THEIRS: Costs()}
     with bench.place("big") as place:
-        async with (
-            sides(bench, place, package_set() | files) as (both, upstream),
-            all_running(both, plan.big_identities) as ready,
-        ):
+        async with sides(bench, place, package_set() | files) as (both, upstream):
             await pack(upstream)
             moving = Moving(upstream, list(files))
-            await _cold(ready, await moving.jobs(plan.big_identities), costs)
-            for number in range(plan.big_identities + plan.big_jobs):
-                jobs = await moving.jobs(1)
-                for who, running in ready.items():
-                    # The first job on each tree that is there already may look at all of it.
-                    await _warm(running, jobs, costs[who] if number >= plan.big_identities else Costs())
+            for run in range(plan.big_runs):
+                async with _fresh(both, plan.big_identities, run) as ready:
+                    await _cold(ready, await moving.jobs(plan.big_identities), costs, run)
+                    if run == plan.big_runs - 1:
+                        await _warm(bench, ready, moving, costs)
     cases = [("cold_seconds", "first job on all", "s", 0.6), ("disk_mib", "disk", "MiB", 0.96)]
     cases += [("warm_seconds", "a warm job", "s", 0.35), ("warm_cpu_seconds", "a warm job: CPU", "CPU s", 0.35)]
     return _outcome("big", f"{2 * plan.big_folders} files, {plan.big_identities} identities", cases, costs)
@@ -83,9 +81,12 @@ async def measure_history(bench: Bench) -> Outcome:
     plan = bench.plan
     costs = {OURS: Costs(), THEIRS: Costs()}
     with bench.place("history") as place:
-        async with sides(bench, place) as (both, upstream), all_running(both, plan.history_identities) as ready:
+        async with sides(bench, place) as (both, upstream):
             await _grow(upstream, plan.history_mib)
-            await _cold(ready, await Moving(upstream, ()).jobs(plan.history_identities), costs)
+            moving = Moving(upstream, ())
+            for run in range(plan.history_runs):
+                async with _fresh(both, plan.history_identities, run) as ready:
+                    await _cold(ready, await moving.jobs(plan.history_identities), costs, run)
     cases = [("disk_mib", "disk", "MiB", 0.3), ("cold_seconds", "until each has built once", "s", 0.3)]
     return _outcome("history", f"{plan.history_mib} MiB, {plan.history_identities} identities", cases, costs)
 
@@ -109,9 +110,18 @@ async def _grow(upstream: Upstream, size_mib: int) -> None:
         await upstream.advance_master({path(number): None for number in numbers})
 
 
-async def _cold(ready: Mapping[str, Running], jobs: Sequence[Job], costs: Mapping[str, Costs]) -> None:
+@asynccontextmanager
+async def _fresh(both: Sequence[Side], identities: int, run: int) -> AsyncIterator[dict[str, Running]]:
+    """Builders that have nothing yet; what they make is removed at the end."""
+    async with all_running(both, identities, f"run-{run}") as ready:
+        yield ready
+    for running in ready.values():
+        await anyio.to_thread.run_sync(shutil.rmtree, running.farm.directory)
+
+
+async def _cold(ready: Mapping[str, Running], jobs: Sequence[Job], costs: Mapping[str, Costs], run: int) -> None:
     """A job for each identity at once, one side after the other."""
-    for who, running in ready.items():
+    for who, running in in_turns(ready.items(), run):
         await anyio.to_thread.run_sync(os.sync)  # what was written before is not this side's load
         costs[who].cold_seconds.append(await running.work(jobs))
         if len(running.busy_identities()) != len(jobs):
@@ -120,11 +130,18 @@ async def _cold(ready: Mapping[str, Running], jobs: Sequence[Job], costs: Mappin
         costs[who].disk_mib.append(running.disk_mib())
 
 
-async def _warm(running: Running, jobs: Sequence[Job], costs: Costs) -> None:
-    before = running.cpu()
-    costs.warm_seconds.append(await running.work(jobs))
-    await running.settle()
-    costs.warm_cpu_seconds.append((running.cpu() - before).seconds)
+async def _warm(bench: Bench, ready: Mapping[str, Running], moving: Moving, costs: Mapping[str, Costs]) -> None:
+    """Jobs one after the other; the first ones, which may look at all of a tree that is there already, do not count."""
+    unseen = bench.plan.big_identities
+    for number in range(unseen + bench.plan.big_jobs):
+        jobs = await moving.jobs(1)
+        for who, running in in_turns(ready.items(), number):
+            before = running.cpu()
+            seconds = await running.work(jobs)
+            await running.settle()
+            if number >= unseen:
+                costs[who].warm_seconds.append(seconds)
+                costs[who].warm_cpu_seconds.append((running.cpu() - before).seconds)
 
 
 def _outcome(
