@@ -14,6 +14,7 @@ PACKAGE = ROOT / "ofborg_async"
 IDLE = """
 broker/intake.py: a job from the queue
 broker/intake.py: the delivery to be lost
+broker/kept.py: a new connection: whoever waits for it pauses between tries, and has the pause for a deadline
 broker/kept.py: the broker to be reachable
 broker/kept.py: the broker to end its alarm
 broker/kept.py: the connection to end

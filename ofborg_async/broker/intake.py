@@ -20,6 +20,7 @@ from ofborg_async.broker.calls import close_quietly, translated
 from ofborg_async.broker.kept import KeptConnection
 from ofborg_async.broker.refusals import Doing, Phase, translate
 from ofborg_async.broker.topology import Topology
+from ofborg_async.crashpoints import Step, around
 from ofborg_async.errors import (
     BrokerRefusedError,
     BrokerUnavailableError,
@@ -74,22 +75,22 @@ class IncomingDelivery:
 
     async def ack(self) -> None:
         """Acknowledge; returns when the broker answered a call behind it. Raises DeliveryLostError."""
-        await self._settle(self._message.ack, "acknowledging a job")
+        await self._settle(Step.DELIVERY_ACK, self._message.ack, "acknowledging a job")
 
     async def reject(self) -> None:
         """Drop it without requeue. Raises DeliveryLostError."""
-        await self._settle(lambda: self._message.reject(requeue=False), "rejecting a job")
+        await self._settle(Step.DELIVERY_REJECT, lambda: self._message.reject(requeue=False), "rejecting a job")
 
     async def requeue(self) -> None:
         """Give it back to the queue. Does nothing when it is lost: the broker gives it back itself."""
         if self.lost:
             return
         try:
-            await self._settle(lambda: self._message.nack(requeue=True), "requeueing a job")
+            await self._settle(Step.DELIVERY_REQUEUE, lambda: self._message.nack(requeue=True), "requeueing a job")
         except DeliveryLostError as error:
             logger.info("%s", error)
 
-    async def _settle(self, write: Callable[[], Awaitable[None]], what: str) -> None:
+    async def _settle(self, step: Step, write: Callable[[], Awaitable[None]], what: str) -> None:
         """Write a frame and wait for the answer to a cheap call behind it, which the broker takes in order."""
         if self.lost:
             raise DeliveryLostError(f"{what}: {self._lost_reason}")
@@ -100,8 +101,10 @@ class IncomingDelivery:
         answered = False
         try:
             with translated(consumer.doing(Phase.SETTLE)), within(consumer.call_timeout_seconds, what):
-                await write()
-                await consumer.channel.set_qos(prefetch_count=1)
+                with around(step):
+                    await write()
+                with around(Step.DELIVERY_PROCESSED):
+                    await consumer.channel.set_qos(prefetch_count=1)
             answered = True
         except (BrokerUnavailableError, BrokerRefusedError, DeadlineExceededError) as error:
             self.mark_lost(str(error))
@@ -195,15 +198,18 @@ class _Consumer:
         """Close the channel: the broker gives back what is not acknowledged."""
         self.wanted = False
         self.fail("the channel was closed on this side")
-        await close_quietly(self.channel.close, _CLOSE_SECONDS)
+        with around(Step.DELIVERIES_LEFT):
+            await close_quietly(self.channel.close, _CLOSE_SECONDS)
 
     async def _on_message(self, message: AbstractIncomingMessage) -> None:
         if not self.wanted:
-            await message.nack(requeue=True)
+            with around(Step.DELIVERY_REQUEUE):
+                await message.nack(requeue=True)
             return
-        delivery = IncomingDelivery(self, message)
-        self._unsettled.add(delivery)
-        self.inbox.append(delivery)
+        with around(Step.DELIVERY_TAKEN):
+            delivery = IncomingDelivery(self, message)
+            self._unsettled.add(delivery)
+            self.inbox.append(delivery)
         self._on_change()
 
     def fail(self, reason: str) -> None:

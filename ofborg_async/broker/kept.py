@@ -162,6 +162,13 @@ class KeptConnection:
             while self.state is not LinkState.UP:
                 await self._changed.wait()
 
+    async def wait_back(self) -> None:
+        """Wait until it is connected anew: after the next loss, when it is connected now."""
+        before = self._dialled
+        with idle("a new connection: whoever waits for it pauses between tries, and has the pause for a deadline"):
+            while self._dialled is None or self._dialled is before:
+                await self._changed.wait()
+
     async def wait_unblocked(self) -> None:
         """Wait while the broker does not read from it. Returns also when it is lost."""
         with idle("the broker to end its alarm"):

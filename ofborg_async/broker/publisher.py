@@ -139,6 +139,10 @@ class LanePublisher:
             lines = self._lines = await LineChannel.open(self._connection, self._settings)
         return lines
 
+    async def wait_back(self) -> None:
+        """Wait until the connection is a new one: after the next loss, when there is one now."""
+        await self._connection.wait_back()
+
     async def close(self) -> None:
         """Close both channels. Bounded; raises nothing."""
         lines, self._lines = self._lines, None

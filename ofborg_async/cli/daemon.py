@@ -17,6 +17,9 @@ from ofborg_async.cli.status_codes import EX_OK
 
 def run(arguments: Namespace) -> int:
     """The daemon in the foreground, until it is told to stop. Raises ConfigError."""
+    from ofborg_async.supervisor.stopsignals import hold_stop_signals
+
+    hold_stop_signals()  # first: what is imported next takes a moment, in which a stop may be asked for already
     from ofborg_async.config import load
     from ofborg_async.supervisor.daemon import run_daemon
 

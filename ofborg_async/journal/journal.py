@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ofborg_async.clock import Clock
+from ofborg_async.crashpoints import Step, around
 from ofborg_async.errors import HostFault
 from ofborg_async.journal import attempts, history, holds, outbox
 from ofborg_async.journal.agetime import AgeClock
@@ -79,7 +80,7 @@ class Journal:
             undo.callback(processes.close)
             writer = await Writer.open(directory, reserve_bytes=reserve_bytes, call_seconds=call_seconds)
             undo.push_async_callback(writer.close)
-            last = await writer.call(attempts.last_moment, writes=False)
+            last = await writer.read(attempts.last_moment)
             undo.pop_all()
         return cls(writer, AgeClock(clock, last), processes, expiry_seconds)
 
@@ -110,11 +111,11 @@ class Journal:
     async def lookup(self, key: JobKey) -> Seen | None:
         """What is known of a job; None for one never seen, acknowledged since, or expired."""
         moment = self._ages.moment()
-        seen, expired = await self._writer.call(
-            lambda db: attempts.lookup(db, key, moment, self._expiry_ms), writes=False
-        )
+        seen, expired = await self._writer.read(lambda db: attempts.lookup(db, key, moment, self._expiry_ms))
         if expired:  # once seen as expired it must not come back after a restart with the clock set back
-            await self._writer.call(lambda db: attempts.forget_expired(db, moment, self._expiry_ms))
+            await self._writer.write(
+                Step.JOURNAL_EXPIRED, lambda db: attempts.forget_expired(db, moment, self._expiry_ms)
+            )
         return seen
 
     async def begin(self, attempt: Attempt) -> None:
@@ -126,25 +127,35 @@ class Journal:
         """
         moment = self._ages.moment()
         try:
-            await self._writer.call(lambda db: attempts.begin(db, attempt, moment, self._expiry_ms), synced=False)
+            await self._writer.write(
+                Step.JOURNAL_BEGIN, lambda db: attempts.begin(db, attempt, moment, self._expiry_ms), synced=False
+            )
         except HostFault as error:
             reason = error.detail
             self._writer.later(
-                "begin", attempt.attempt_id, lambda db: attempts.take_back(db, attempt.attempt_id, reason, moment)
+                Step.JOURNAL_TAKE_BACK,
+                attempt.attempt_id,
+                lambda db: attempts.take_back(db, attempt.attempt_id, reason, moment),
             )
             raise
 
     def phase(self, attempt_id: str, phase: Phase) -> None:
         """Note where an attempt is. Sync; written with the next transaction."""
-        self._writer.later("phase", attempt_id, lambda db: attempts.set_phase(db, attempt_id, phase.value))
+        self._writer.later(Step.JOURNAL_PHASE, attempt_id, lambda db: attempts.set_phase(db, attempt_id, phase.value))
 
     async def mark_log_started(self, attempt_id: str) -> bool:
         """True exactly once for an attempt: LogStart may be published then. Raises AttemptStateError if unknown."""
-        return await self._writer.call(lambda db: attempts.mark_log_started(db, attempt_id), synced=False)
+        return await self._writer.write(
+            Step.JOURNAL_LOG_STARTED, lambda db: attempts.mark_log_started(db, attempt_id), synced=False
+        )
 
     def lines_confirmed(self, attempt_id: str, through_line: int) -> None:
         """Note that the lines up to ``through_line`` have arrived on LOG. Sync; written with the next transaction."""
-        self._writer.later("lines", attempt_id, lambda db: attempts.set_lines_confirmed(db, attempt_id, through_line))
+        self._writer.later(
+            Step.JOURNAL_LINES_CONFIRMED,
+            attempt_id,
+            lambda db: attempts.set_lines_confirmed(db, attempt_id, through_line),
+        )
 
     async def finish(
         self,
@@ -166,7 +177,9 @@ class Journal:
         by_name = {str(phase): seconds for phase, seconds in durations.items()}
         ending = Ending(outcome, reason, by_name, lines, peak_memory_bytes)
         moment = self._ages.moment()
-        await self._writer.call(lambda db: attempts.finish(db, attempt_id, result, ending, moment))
+        await self._writer.write(
+            Step.JOURNAL_FINISH, lambda db: attempts.finish(db, attempt_id, result, ending, moment)
+        )
 
     async def requeued(self, attempt_id: str, reason: str, *, host_fault: bool = True) -> None:
         """End an attempt without a result: its message goes back to the queue.
@@ -175,7 +188,10 @@ class Journal:
         """
         moment = self._ages.moment()
         ending = attempts.requeue_ending(reason)
-        await self._writer.call(lambda db: attempts.requeued(db, attempt_id, ending, moment, host_fault=host_fault))
+        await self._writer.write(
+            Step.JOURNAL_REQUEUED,
+            lambda db: attempts.requeued(db, attempt_id, ending, moment, host_fault=host_fault),
+        )
 
     async def interrupted(self) -> tuple[Interrupted, ...]:
         """Attempts that an earlier daemon left running: each is ended and counted for its job.
@@ -183,58 +199,60 @@ class Journal:
         To be called once, after ``open`` and before the first ``begin``.
         """
         moment = self._ages.moment()
-        return await self._writer.call(lambda db: attempts.interrupted(db, moment))
+        return await self._writer.write(Step.JOURNAL_INTERRUPTED, lambda db: attempts.interrupted(db, moment))
 
     async def unacknowledged(self) -> tuple[tuple[JobKey, str], ...]:
         """Finished jobs whose ack is not known to have been processed, with their attempts' ids: they may come back."""
         moment = self._ages.moment()
-        return await self._writer.call(lambda db: attempts.unacknowledged(db, moment, self._expiry_ms), writes=False)
+        return await self._writer.read(lambda db: attempts.unacknowledged(db, moment, self._expiry_ms))
 
     async def find_attempts(self, prefix: str, *, limit: int) -> tuple[str, ...]:
         """Ids of attempts, running or ended, that begin with ``prefix``; at most ``limit``."""
-        return await self._writer.call(lambda db: attempts.with_prefix(db, prefix, limit), writes=False)
+        return await self._writer.read(lambda db: attempts.with_prefix(db, prefix, limit))
 
     async def acked(self, attempt_id: str) -> None:
         """The broker processed the ack of this attempt's delivery: the same message again is a new job from now on.
 
         Raises AttemptStateError while it runs. Does nothing for a delivery that is forgotten.
         """
-        await self._writer.call(lambda db: attempts.acked(db, attempt_id), synced=False)
+        await self._writer.write(Step.JOURNAL_ACKED, lambda db: attempts.acked(db, attempt_id), synced=False)
 
     # --- outbox -------------------------------------------------------------------------------------------------------
 
     async def outbox(self, *, after: int = 0, limit: int = 1000) -> tuple[OutboxEntry, ...]:
         """Results on their way, in the order of finishing; the next page is ``after`` the last entry's position."""
-        return await self._writer.call(lambda db: outbox.entries(db, after=after, limit=limit), writes=False)
+        return await self._writer.read(lambda db: outbox.entries(db, after=after, limit=limit))
 
     async def live_attempts(self) -> frozenset[str]:
         """Ids of the attempts that run or whose results are on their way: their logs must stay."""
-        return await self._writer.call(outbox.live_attempts, writes=False)
+        return await self._writer.read(outbox.live_attempts)
 
     async def res_confirmed(self, attempt_id: str) -> None:
         """The result was confirmed as routed to RES. Raises AttemptStateError when it is not in the outbox."""
-        await self._writer.call(lambda db: outbox.res_confirmed(db, attempt_id))
+        await self._writer.write(Step.JOURNAL_RES_CONFIRMED, lambda db: outbox.res_confirmed(db, attempt_id))
 
     async def mark_log_copy(self, attempt_id: str) -> bool:
         """True exactly once for an attempt: the copy on LOG may be published then. False too when none goes there.
 
         Raises AttemptStateError when it is not in the outbox, or RES is neither confirmed nor known to be unroutable.
         """
-        return await self._writer.call(lambda db: outbox.mark_log_copy(db, attempt_id))
+        return await self._writer.write(Step.JOURNAL_LOG_COPY, lambda db: outbox.mark_log_copy(db, attempt_id))
 
     async def confirm_and_mark(self, attempt_id: str) -> bool:
         """``res_confirmed`` and ``mark_log_copy`` in one transaction. True exactly once: the copy may be published.
 
         Raises AttemptStateError when it is not in the outbox.
         """
-        return await self._writer.call(lambda db: outbox.confirm_and_mark(db, attempt_id))
+        return await self._writer.write(Step.JOURNAL_RES_CONFIRMED, lambda db: outbox.confirm_and_mark(db, attempt_id))
 
     async def unroutable(self, attempt_id: str, *, permanent: bool) -> None:
         """RES came back: the result stays in the outbox.
 
         Raises AttemptStateError when it is not in the outbox, or was confirmed before.
         """
-        await self._writer.call(lambda db: outbox.unroutable(db, attempt_id, permanent=permanent))
+        await self._writer.write(
+            Step.JOURNAL_UNROUTABLE, lambda db: outbox.unroutable(db, attempt_id, permanent=permanent)
+        )
 
     def log_done(self, attempt_id: str) -> None:
         """Nothing more goes to LOG; with RES confirmed the entry leaves the outbox. Sync; with the next transaction.
@@ -242,7 +260,7 @@ class Journal:
         A crash before that leaves an entry in state LOG_MARKED, for which this is called again. Not needed where
         nothing goes to LOG: there the confirmation on RES is the end.
         """
-        self._writer.later("log_done", attempt_id, lambda db: outbox.log_done(db, attempt_id))
+        self._writer.later(Step.JOURNAL_LOG_DONE, attempt_id, lambda db: outbox.log_done(db, attempt_id))
 
     # --- history and counts -------------------------------------------------------------------------------------------
 
@@ -258,18 +276,18 @@ class Journal:
 
         ``before`` is the last attempt id of the page before. Raises AttemptStateError when it is no ended attempt.
         """
-        return await self._writer.call(
-            lambda db: history.page(db, identity=identity, since=since, before=before, limit=limit), writes=False
+        return await self._writer.read(
+            lambda db: history.page(db, identity=identity, since=since, before=before, limit=limit)
         )
 
     async def counters(self) -> Mapping[str, Counters]:
         """Counts by identity; an identity without any is missing."""
         wall_ms = self._ages.moment().wall_ms
-        return await self._writer.call(lambda db: history.counters(db, wall_ms), writes=False)
+        return await self._writer.read(lambda db: history.counters(db, wall_ms))
 
     async def restarted(self, identity: str) -> None:
         """Count a restart of an identity."""
-        await self._writer.call(lambda db: holds.restarted(db, identity))
+        await self._writer.write(Step.JOURNAL_RESTARTED, lambda db: holds.restarted(db, identity))
 
     async def prune(self, keep_days: int) -> int:
         """Remove ended attempts older than ``keep_days``, and expired deliveries; returns how many attempts.
@@ -278,11 +296,11 @@ class Journal:
         """
         moment = self._ages.moment()
         before_ms = moment.wall_ms - keep_days * history.DAY_MS
-        await self._writer.call(lambda db: attempts.forget_expired(db, moment, self._expiry_ms))
+        await self._writer.write(Step.JOURNAL_EXPIRED, lambda db: attempts.forget_expired(db, moment, self._expiry_ms))
         removed = 0
         while True:
-            batch = await self._writer.call(
-                lambda db: history.prune_batch(db, before_ms, moment.wall_ms - 2 * history.DAY_MS)
+            batch = await self._writer.write(
+                Step.JOURNAL_PRUNED, lambda db: history.prune_batch(db, before_ms, moment.wall_ms - 2 * history.DAY_MS)
             )
             removed += batch
             if batch < history.PRUNE_BATCH_ROWS:
@@ -296,7 +314,7 @@ class Journal:
 
     async def clear_pause(self, identity: str) -> bool:
         """End a pause; False when there was none."""
-        return await self._writer.call(lambda db: holds.clear(db, HoldKind.PAUSE, identity))
+        return await self._writer.write(Step.JOURNAL_HOLD_CLEARED, lambda db: holds.clear(db, HoldKind.PAUSE, identity))
 
     async def pauses(self) -> tuple[Hold, ...]:
         """Pauses that are not over."""
@@ -308,7 +326,9 @@ class Journal:
 
     async def clear_quarantine(self, identity: str) -> bool:
         """End a quarantine; False when there was none."""
-        return await self._writer.call(lambda db: holds.clear(db, HoldKind.QUARANTINE, identity))
+        return await self._writer.write(
+            Step.JOURNAL_HOLD_CLEARED, lambda db: holds.clear(db, HoldKind.QUARANTINE, identity)
+        )
 
     async def quarantines(self) -> tuple[Hold, ...]:
         """Quarantines that are not over."""
@@ -316,21 +336,23 @@ class Journal:
 
     async def _hold(self, kind: HoldKind, identity: str, reason: str, until: datetime | None) -> None:
         wall_ms = self._ages.moment().wall_ms
-        await self._writer.call(lambda db: holds.put(db, kind, identity, reason, until, wall_ms))
+        await self._writer.write(Step.JOURNAL_HOLD, lambda db: holds.put(db, kind, identity, reason, until, wall_ms))
 
     async def _active(self, kind: HoldKind) -> tuple[Hold, ...]:
         wall_ms = self._ages.moment().wall_ms
-        return await self._writer.call(lambda db: holds.active(db, kind, wall_ms), writes=False)
+        return await self._writer.read(lambda db: holds.active(db, kind, wall_ms))
 
     # --- processes: process.ProcessRegistry ---------------------------------------------------------------------------
 
     def started(self, attempt_id: str, pid: int, start_time: str, argv0: str) -> None:
         """A process runs from now on. Sync; on file when this returns."""
-        self._processes.started(attempt_id, pid, start_time, argv0)
+        with around(Step.PROCESS_STARTED):
+            self._processes.started(attempt_id, pid, start_time, argv0)
 
     def ended(self, pid: int) -> None:
         """The process and all it started are gone: also said of each of the leftovers after the sweep."""
-        self._processes.ended(pid)
+        with around(Step.PROCESS_ENDED):
+            self._processes.ended(pid)
 
     def leftovers(self) -> tuple[LeftProcess, ...]:
         """Processes that an earlier daemon started and did not see end."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
+from ofborg_async.crashpoints import Step, around
 from ofborg_async.errors import FaultKind, HostFault
 from ofborg_async.journal.logreader import LogReader
 from ofborg_async.journal.logwriter import LogWriter
@@ -60,7 +61,8 @@ class LogStore:
         """Start the log of a new attempt. Raises HostFault (DISK, PERMISSION)."""
         path = self.path(attempt_id)
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            with around(Step.LOG_CREATED):
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise _fault(error, path) from error
         writer = LogWriter(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import anyio
 import anyio.to_thread
 
+from ofborg_async.crashpoints import Step, around
 from ofborg_async.waiting import at_most, idle
 
 _log = logging.getLogger(__name__)
@@ -66,12 +67,13 @@ class LogWriter:
             lines = [line.replace(b"\n", b" ") for line in lines]
             data = b"\n".join((*lines, b""))
         self._last.extend(lines[-LAST_LINES:])
-        if self._over:
-            self._put_beyond(lines)
-        elif self.size_bytes + len(data) <= self._max_bytes:
-            self._append(lines, data)
-        else:
-            self._cross(lines)
+        with around(Step.LOG_WRITTEN):
+            if self._over:
+                self._put_beyond(lines)
+            elif self.size_bytes + len(data) <= self._max_bytes:
+                self._append(lines, data)
+            else:
+                self._cross(lines)
         self._wake()
 
     async def finish(self) -> None:
@@ -81,6 +83,10 @@ class LogWriter:
         """
         if self.finished:
             return
+        with around(Step.LOG_FINISHED):
+            await self._finish()
+
+    async def _finish(self) -> None:
         if self._beyond:
             self._write_tail()
         self.finished = True

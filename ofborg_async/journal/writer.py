@@ -17,13 +17,14 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
 from attrs import define, field
 
+from ofborg_async.crashpoints import Step, around
 from ofborg_async.errors import DeadlineExceededError, FaultKind, HostFault, JournalUnusableError
 from ofborg_async.journal.generation import Generation
 from ofborg_async.journal.opening import DATABASE, FREE_SPACE, FULL_DISK_CODES, Opened, open_database
@@ -43,7 +44,7 @@ _OPEN_SECONDS = 600.0  # a migration of a large journal
 @define(eq=False)
 class _Call:
     operation: Operation[Any] | None  # None closes
-    writes: bool = True
+    step: Step | None = None  # None writes nothing
     synced: bool = True
     value: Any = None
     error: BaseException | None = None
@@ -63,8 +64,8 @@ class WriterStatistics:
 class Writer:
     """Runs operations on the journal's database. Make it with ``open``; one event loop uses it.
 
-    ``call`` waits for the commit; ``later`` joins the next one. ``disk_full`` is True from the moment the reserve was
-    given up until it is whole again.
+    ``write`` waits for the commit; ``later`` joins the next one. Each write has the name of its step, so that none can
+    be without its crash points. ``disk_full`` is True from the moment the reserve was given up until it is whole again.
     """
 
     def __init__(self, directory: Path, *, reserve_bytes: int, call_seconds: float) -> None:
@@ -77,7 +78,7 @@ class Writer:
         # The thread wakes tasks through the loop: anyio's own bridge would make the thread wait for the loop.
         self._loop = asyncio.get_running_loop()
         self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
-        self._later: dict[tuple[str, str], Operation[Any]] = {}
+        self._later: dict[tuple[Step, str], Operation[Any]] = {}
         self._later_lock = threading.Lock()
         self._closed = False
         self._thread: threading.Thread
@@ -99,7 +100,14 @@ class Writer:
         await writer._wait(ready, _OPEN_SECONDS)
         return writer
 
-    async def call(self, operation: Operation[T], *, writes: bool = True, synced: bool = True) -> T:
+    async def read(self, operation: Operation[T]) -> T:
+        """Run ``operation``, which changes nothing, behind all writes before it, and return what it returned.
+
+        Otherwise like ``write``.
+        """
+        return await self._call(_Call(operation))  # type: ignore[no-any-return]
+
+    async def write(self, step: Step, operation: Operation[T], *, synced: bool = True) -> T:
         """Run ``operation`` in a transaction and return what it returned, once that is durable.
 
         ``synced`` False: durable against the end of the daemon, not yet against a power cut.
@@ -108,16 +116,18 @@ class Writer:
         Raises what the operation raises; HostFault (DISK) when it could not be written; JournalUnusableError when the
         file turns out damaged. After a deadline (HostFault too) whether it happened is unknown.
         """
+        return await self._call(_Call(operation, step, synced))  # type: ignore[no-any-return]
+
+    async def _call(self, call: _Call) -> Any:
         if self._closed:
             raise RuntimeError("the journal is closed")
-        call = _Call(operation, writes, synced)
         self._calls.put(call)
-        return await self._wait(call, self._call_seconds)  # type: ignore[no-any-return]
+        return await self._wait(call, self._call_seconds)
 
-    def later(self, kind: str, attempt_id: str, operation: Operation[Any]) -> None:
-        """Run ``operation`` with the next transaction. Replaces an earlier one of this kind and attempt."""
+    def later(self, step: Step, attempt_id: str, operation: Operation[Any]) -> None:
+        """Run ``operation`` with the next transaction. Replaces an earlier one of this step and attempt."""
         with self._later_lock:
-            self._later[kind, attempt_id] = operation
+            self._later[step, attempt_id] = operation
 
     async def flush(self) -> None:
         """Write what waits for the next transaction and sync what is not, if anything is so.
@@ -126,9 +136,9 @@ class Writer:
         """
         try:
             if self._later or self._unsynced:
-                await self.call(_nothing)
+                await self.write(Step.JOURNAL_FLUSH, _nothing)
             if self.disk_full:
-                await self.call(self._refill, writes=False)
+                await self.read(self._refill)
             self._flush_failed = False
         except HostFault as fault:
             if not self._flush_failed:
@@ -188,7 +198,7 @@ class Writer:
 
     def _close(self, closing: _Call) -> None:
         try:
-            self._serve([_Call(_nothing)] if self._unsynced else [])
+            self._serve([_Call(_nothing, Step.JOURNAL_FLUSH)] if self._unsynced else [])
             self._connection.execute("PRAGMA optimize")
             self._connection.close()
             self._opened.generation_file.close()
@@ -217,28 +227,28 @@ class Writer:
         if not calls and not later:
             return
         try:
-            self._commit_with_reserve(calls, later.values())
+            self._commit_with_reserve(calls, later)
         except Exception as error:  # noqa: BLE001 - it belongs to one of the calls
             if len(calls) == 1 and not later:
                 calls[0].error = self._translate(error)
                 return
             self._serve_one_by_one(calls, later)
 
-    def _serve_one_by_one(self, calls: Sequence[_Call], later: dict[tuple[str, str], Operation[Any]]) -> None:
+    def _serve_one_by_one(self, calls: Sequence[_Call], later: dict[tuple[Step, str], Operation[Any]]) -> None:
         if later:
             try:
-                self._commit_with_reserve((), later.values())
+                self._commit_with_reserve((), later)
             except sqlite3.Error as error:
                 _log.debug("%s: kept for the next transaction: %s", self._path, error)
                 with self._later_lock:
                     self._later = later | self._later
         for call in calls:
             try:
-                self._commit_with_reserve((call,), ())
+                self._commit_with_reserve((call,), {})
             except Exception as error:  # noqa: BLE001 - it is raised in the task that called
                 call.error = self._translate(error)
 
-    def _commit_with_reserve(self, calls: Sequence[_Call], later: Iterable[Operation[Any]]) -> None:
+    def _commit_with_reserve(self, calls: Sequence[_Call], later: Mapping[tuple[Step, str], Operation[Any]]) -> None:
         try:
             self._commit(calls, later)
         except sqlite3.Error as error:
@@ -250,21 +260,22 @@ class Writer:
             _log.error("%s: %s; the reserve is used now", self._path, error)
             self._commit(calls, later)
 
-    def _commit(self, calls: Sequence[_Call], later: Iterable[Operation[Any]]) -> None:
+    def _commit(self, calls: Sequence[_Call], later: Mapping[tuple[Step, str], Operation[Any]]) -> None:
         connection = self._connection
-        later = tuple(later)
-        writes = bool(later) or any(call.writes for call in calls)
-        synced = any(call.writes and call.synced for call in calls)
+        steps = [*(step for step, _ in later), *(call.step for call in calls if call.step is not None)]
+        writes = bool(steps)
+        synced = any(call.step is not None and call.synced for call in calls)
         if writes:
             self._sync_commits("FULL" if synced else "NORMAL")
         connection.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
         try:
-            for operation in later:
+            for operation in later.values():
                 operation(connection)
             values = [call.operation(connection) for call in calls if call.operation is not None]
             if writes:
                 connection.execute("UPDATE meta SET commits = ?", (self._commits + 1,))
-            connection.execute("COMMIT")
+            with around(*steps):
+                connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")

@@ -84,6 +84,13 @@ class Wiretap:
             queue = await self._channel.get_queue(self._queue, ensure=False)
             await queue.unbind(exchange, "" if exchange == RESULTS else "#")
 
+    async def listen_to(self, exchange: str) -> None:
+        """Declare one more exchange, a fanout, and hear what is published to it from now on."""
+        with within(_CALL_SECONDS, "the declaration of an exchange"):
+            await self._channel.declare_exchange(exchange, "fanout", durable=True)
+            queue = await self._channel.get_queue(self._queue, ensure=False)
+            await queue.bind(exchange, "")
+
     async def publish_job(self, queue: str, job: Mapping[str, Any] | bytes) -> None:
         """Publish a job, or bytes that are none, to one queue, as the feeder does. Returns once the broker has it."""
         await self._publish(self._channel.default_exchange, queue, job)

@@ -10,9 +10,11 @@ import logging
 from collections import deque
 from typing import Protocol
 
+import anyio
 from attrs import define, frozen
 
 from ofborg_async.clock import Clock
+from ofborg_async.crashpoints import Step, around
 from ofborg_async.errors import (
     BrokerRefusedError,
     BrokerUnavailableError,
@@ -114,7 +116,7 @@ class Courier:
         """Publish LogStart, at most once in the life of the attempt."""
         await self._ready_for_log()
         if await self.records.mark_log_started(self.attempt_id):
-            await self._once(log_start)
+            await self._once(Step.PUBLISH_LOG_START, log_start)
 
     async def send_lines(self, tail: LogTail) -> None:
         """Publish the lines from ``tail``'s position until the log has ended and the broker has them all."""
@@ -140,11 +142,13 @@ class Courier:
             first = tail.next_line
             lines = tail.read(BATCH_BYTES) if len(on_their_way) < BATCHES_ON_THEIR_WAY else []
             if lines:
-                sent = await self.publisher.send_log(self.logs, encoder.encode(first, lines))
+                with around(Step.PUBLISH_LINES):
+                    sent = await self.publisher.send_log(self.logs, encoder.encode(first, lines))
                 on_their_way.append((sent, tail.next_line - 1))
             elif on_their_way:
                 sent, through = on_their_way.popleft()
-                await sent.wait()
+                with around(Step.CONFIRM_LINES):
+                    await sent.wait()
                 self._confirmed = through
                 self.records.lines_confirmed(self.attempt_id, through)
                 pauses.reset()
@@ -166,7 +170,7 @@ class Courier:
             copy = await self.records.mark_log_copy(self.attempt_id)
         if copy and not self.log_refused:
             await self._ready_for_log()
-            await self._once(parcel.body)
+            await self._once(Step.PUBLISH_COPY, parcel.body)
         if parcel.on_log:
             self.records.log_done(self.attempt_id)
         return unroutable is None
@@ -181,7 +185,8 @@ class Courier:
         unroutable_since: float | None = None
         while True:
             try:
-                await self.publisher.publish_result(parcel.to, parcel.body)
+                with around(Step.PUBLISH_RESULT):
+                    await self.publisher.publish_result(parcel.to, parcel.body)
             except UnroutableError as error:
                 now = self.clock.monotonic()
                 unroutable_since = now if unroutable_since is None else unroutable_since
@@ -201,17 +206,19 @@ class Courier:
         pauses, before = _Pauses(), self.trouble
         while True:
             try:
-                await self.publisher.open_log()
+                with around(Step.PUBLISH_CHANNEL):
+                    await self.publisher.open_log()
             except _TRANSIENT as error:
                 await self._pause(error, pauses)
             else:
                 self.trouble = before
                 return
 
-    async def _once(self, body: bytes) -> None:
+    async def _once(self, step: Step, body: bytes) -> None:
         """Publish on LOG what must not come twice: a failure here may have arrived, so it is never repeated."""
         try:
-            await self.publisher.publish_log(self.logs, [body])
+            with around(step):
+                await self.publisher.publish_log(self.logs, [body])
         except _TRANSIENT as error:
             if _is_of_the_pair(error):
                 self._refused(error)
@@ -228,7 +235,16 @@ class Courier:
         self.trouble = str(error)
         seconds = pauses.next()
         log.log(level, "attempt %s waits for the broker: %s", self.attempt_id, error)
-        await self.clock.sleep(seconds)
+        async with anyio.create_task_group() as group:
+
+            async def end_when_back() -> None:
+                await self.publisher.wait_back()
+                pauses.reset()
+                group.cancel_scope.cancel()
+
+            group.start_soon(end_when_back)
+            await self.clock.sleep(seconds)
+            group.cancel_scope.cancel()
 
 
 def _is_of_the_pair(error: Exception) -> bool:
@@ -237,7 +253,7 @@ def _is_of_the_pair(error: Exception) -> bool:
 
 
 class _Pauses:
-    """Doubling pauses between tries, up to a longest one."""
+    """Doubling pauses between tries, up to a longest one; a new connection ends one early."""
 
     def __init__(self, longest_seconds: float = LAST_PAUSE_SECONDS) -> None:
         self._longest = longest_seconds

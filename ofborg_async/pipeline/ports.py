@@ -112,6 +112,10 @@ class Publisher(Protocol):
         """
         ...
 
+    async def wait_back(self) -> None:
+        """Wait until there is a new connection: what failed for want of one is worth another try now. No deadline."""
+        ...
+
 
 # --- checkout -----------------------------------------------------------------------------------------------------
 

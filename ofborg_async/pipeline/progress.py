@@ -5,12 +5,18 @@ from __future__ import annotations
 from ofborg_async.clock import Clock, rfc3339
 from ofborg_async.model.job import BuildJob
 from ofborg_async.model.status import JobSnapshot, Phase
+from ofborg_async.pipeline.ports import PhaseSink
 
 
 class Progress:
-    """Phase, durations and line counts of one attempt. ``limit_seconds`` is the attempt's own deadline."""
+    """Phase, durations and line counts of one attempt.
 
-    def __init__(self, job: BuildJob, attempt_id: str, clock: Clock, *, limit_seconds: float) -> None:
+    ``limit_seconds`` is the attempt's own deadline; ``on_phase`` is told of each phase that is entered.
+    """
+
+    def __init__(
+        self, job: BuildJob, attempt_id: str, clock: Clock, *, limit_seconds: float, on_phase: PhaseSink
+    ) -> None:
         self.job = job
         self.attempt_id = attempt_id
         self.lines = 0
@@ -19,6 +25,7 @@ class Progress:
         self.durations_seconds: dict[str, float] = {}
         self._clock = clock
         self._limit_seconds = limit_seconds
+        self._on_phase = on_phase
         self._started = self._entered = self._last_line = clock.monotonic()
         self.phase = Phase.FETCH
 
@@ -26,6 +33,7 @@ class Progress:
         """Go on to ``phase``; the time since the last change is booked on the phase that ends."""
         self._book()
         self.phase = phase
+        self._on_phase(phase)
 
     def _book(self) -> None:
         now = self._clock.monotonic()

@@ -11,9 +11,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import anyio
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 
-from ofborg_async import __version__, logs
+from ofborg_async import __version__, crashpoints, logs
 from ofborg_async.broker.link import Link
 from ofborg_async.checkout import GitWorkspace, MirrorStore
 from ofborg_async.clock import Clock, SystemClock
@@ -44,6 +44,7 @@ from ofborg_async.supervisor.lifecycle import Event
 from ofborg_async.supervisor.notify import Notifier
 from ofborg_async.supervisor.outbox import Outbox
 from ofborg_async.supervisor.services import Services
+from ofborg_async.supervisor.stopsignals import STOP_SIGNALS, release_stop_signals
 from ofborg_async.supervisor.task import reported
 from ofborg_async.supervisor.view import View
 from ofborg_async.waiting import at_most, idle
@@ -55,6 +56,8 @@ TICK_SECONDS = 1.0
 PRUNE_SECONDS = 3600.0
 REMEMBER_SECONDS = 24 * 3600.0
 """How long a message whose acknowledgement is not known is expected to return."""
+SETTLE_SECONDS = 30.0
+"""How long identities may take to consume before the daemon says that it is ready all the same."""
 REPORT_SECONDS = 15.0
 """How long a stop waits for results that are being published; what is not out by then stays in the outbox."""
 
@@ -62,6 +65,8 @@ REPORT_SECONDS = 15.0
 def run_daemon(settings: Settings) -> int:
     """Run until stopped. The exit status of ``run`` (interface document), with its cause on standard error."""
     logs.configure(settings.daemon.log_level, settings.daemon.log_format)
+    if file := crashpoints.arm(os.environ):
+        log.warning("this daemon kills itself at the point that %s names (%s)", file, crashpoints.VARIABLE)
     try:
         startup.refuse_root(settings, os.geteuid())
         anyio.run(Daemon(settings, SystemClock()).run)
@@ -106,6 +111,13 @@ class Daemon:
 
     async def run(self) -> None:
         """Start, serve, stop. Raises ConfigError, JournalUnusableError, LockHeldError, HostFault before it serves."""
+        async with anyio.create_task_group() as group:
+            await group.start(self._watch_signals)
+            await self._start()
+            group.cancel_scope.cancel()
+        log.info("stopped")
+
+    async def _start(self) -> None:
         state_dir = self.settings.daemon.state_dir
         async with AsyncExitStack() as stack:
             stack.callback((await startup.lock_state(state_dir, self.clock)).close)
@@ -117,8 +129,8 @@ class Daemon:
             self.logs = LogStore(state_dir, limits=LimitSettings())
             self.spawner = Spawner(self.clock, self.journal)
             self.mirrors = MirrorStore(state_dir / "mirrors", locks=self.locks, clock=self.clock)
-            await self._serve()
-        log.info("stopped")
+            if not self.stopping.is_set():
+                await self._serve()
 
     async def _close_journal(self) -> None:
         with anyio.CancelScope(shield=True):
@@ -160,7 +172,6 @@ class Daemon:
             await self._recover(outbox)
             await self._restore_holds()
             await self._open_control(around)
-            around.start_soon(self._watch_signals)
             around.start_soon(self._tick)
             async with anyio.create_task_group() as identities:
                 for identity in self.identities.values():
@@ -271,15 +282,17 @@ class Daemon:
     # --- running and stopping -------------------------------------------------------------------------------------
 
     async def _until_started(self) -> None:
-        with at_most(30.0):
-            for identity in self.identities.values():
-                await identity.settled.wait()
+        with at_most(SETTLE_SECONDS):
+            async with self._unless(self.stopping):
+                for identity in self.identities.values():
+                    await identity.settled.wait()
         self.notifier.ready(f"{len(self.identities)} identities")
         log.info("ofborg-async %s runs %d identities as process %d", __version__, len(self.identities), os.getpid())
 
-    async def _watch_signals(self) -> None:
-        # SIGHUP: the terminal of a daemon in the foreground is gone.
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    async def _watch_signals(self, *, task_status: TaskStatus[None]) -> None:
+        with anyio.open_signal_receiver(*STOP_SIGNALS) as signals:
+            release_stop_signals()
+            task_status.started()
             async for number in signals:
                 if self.stopping.is_set():
                     log.warning("a second signal: not waiting any longer")
@@ -328,7 +341,7 @@ class Daemon:
         self.notifier.stopping()
         for identity in self.identities.values():
             identity.on(Event.STOP, "the daemon stops")
-        async with self._unless_hurried():
+        async with self._unless(self.hurry):
             with at_most(self.settings.daemon.shutdown_grace_seconds):
                 await self._until_idle()
             for identity in self.identities.values():
@@ -337,14 +350,15 @@ class Daemon:
                 await self._until_idle()
 
     @asynccontextmanager
-    async def _unless_hurried(self) -> AsyncIterator[None]:
+    async def _unless(self, event: anyio.Event) -> AsyncIterator[None]:
+        """Cut the body short when ``event`` comes."""
         async with anyio.create_task_group() as group:
 
-            async def hurry() -> None:
-                await self.hurry.wait()
+            async def cut() -> None:
+                await event.wait()
                 group.cancel_scope.cancel()
 
-            group.start_soon(hurry)
+            group.start_soon(cut)
             yield
             group.cancel_scope.cancel()
 

@@ -45,7 +45,7 @@ class Identity:
         self.remedy = ""
         self.reason = ""
         self.settled = anyio.Event()
-        """Set once it consumes, or once its first try to do so failed: the daemon counts as started then."""
+        """Set once it consumes, may not, or failed to for the first time: the daemon counts as started then."""
         self._services = services
         self._prepare = prepare
         self._since: datetime = services.clock.now()
@@ -93,6 +93,7 @@ class Identity:
                 f" ({remedy})" if remedy and remedy not in reason else "",
             )
         if not self.may_consume:
+            self.settled.set()
             for lane in self.lanes:
                 lane.stop_listening()
         self._changed.set()

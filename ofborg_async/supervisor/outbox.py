@@ -127,6 +127,7 @@ class Outbox:
         parcel = Parcel(entry.result.body, entry.result.res_address, on_log=entry.result.log_address is not None)
         log.info("attempt %s: its result is in the outbox and is sent now", entry.attempt_id)
         if entry.unroutable is not Unroutable.NO and entry.log_marked:
+            self._journal.log_done(entry.attempt_id)  # the copy is not sent twice, so the entry waits for RES alone
             await on_reported(claim)
             await courier.redeliver(parcel)
             return

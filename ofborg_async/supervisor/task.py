@@ -119,7 +119,11 @@ class JobTask:
         self.attempt_id = str(uuid.uuid4())
         self.job = job
         self.progress = Progress(
-            job, self.attempt_id, services.clock, limit_seconds=settings.nix.attempt_timeout_seconds
+            job,
+            self.attempt_id,
+            services.clock,
+            limit_seconds=settings.nix.attempt_timeout_seconds,
+            on_phase=partial(services.journal.phase, self.attempt_id),
         )
         self.claim = services.claims.claim(key, self.attempt_id, delivery)
         self.courier = Courier(
@@ -323,6 +327,7 @@ class JobTask:
             )
         )
         self._begun = True
+        journal.phase(self.attempt_id, self.progress.phase)
         return seen or NEVER_SEEN
 
     def _attempt(self, transcript: Transcript) -> Attempt:

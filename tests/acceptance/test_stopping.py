@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from pathlib import Path
 
 import anyio
 import pytest
+import stopped_early
+from running import processes_with
 
 from ofborg_async.lab.farm import DaemonProcess, Farm, open_farm
 from ofborg_async.lab.rabbitmq import Broker
@@ -26,20 +27,6 @@ async def start_slow_job(farm: Farm) -> None:
     await farm.tap.wait_for(
         lambda messages: any(message.payload.get("output") == "sleeping" for message in messages), what="the build"
     )
-
-
-def processes_with(text: str) -> list[str]:
-    """Command lines and environments of running processes that mention ``text``."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal() and int(folder.name) != os.getpid():
-            try:
-                words = (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if text.encode() in words:
-                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-    return found
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -91,6 +78,25 @@ async def test_a_second_signal_hurries(tmp_path: Path, broker: Broker) -> None:
             assert await daemon.wait() == 0
             assert (await farm.queues())[job_queue(SYSTEM)].ready == 1
             assert farm.tap.results() == []
+
+
+@pytest.mark.parametrize("module", ["ofborg_async.config", "ofborg_async.supervisor.daemon"])
+async def test_a_stop_in_the_first_moments_is_one_on_request(tmp_path: Path, broker: Broker, module: str) -> None:
+    async with open_farm(tmp_path, broker, SYSTEM) as farm:
+        daemon = DaemonProcess(
+            tmp_path / "daemon",
+            [farm.configuration("lab-a")],
+            environment={"PYTHONPATH": ":".join(filter(None, sys.path))},
+            prefix=[sys.executable, stopped_early.__file__, module],
+        )
+        try:
+            daemon.launch()
+            assert await daemon.wait() == 0
+            assert "stopping on SIGTERM" in daemon.log.read_text()
+            assert "it ended by itself" in daemon.log.read_text()
+            assert "runs 1 identities" not in daemon.log.read_text()
+        finally:
+            daemon.close()
 
 
 async def test_two_identities_on_one_root_through_a_symlink_are_refused(tmp_path: Path, broker: Broker) -> None:

@@ -329,3 +329,18 @@ async def test_a_line_costs_little(place: Place) -> None:
         under_way = [await publisher.send_log(LOGS, batch) for _ in range(10)]
         await under_way[-1].wait()
         assert (time.process_time() - before) / 10_000 < 6e-6
+
+
+async def test_a_new_connection_is_told(place: Place) -> None:
+    told: list[str] = []
+    async with publishing(place) as (_, publisher), anyio.create_task_group() as group:
+
+        async def wait() -> None:
+            await publisher.wait_back()
+            told.append("back")
+
+        group.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        assert told == []
+        await place.close_connections("publish")
+        await eventually("the connection is back", lambda: told == ["back"])

@@ -82,7 +82,7 @@ async def run(directory: Path, kind: str, point: int) -> None:
         connection.set_trace_callback(die_at_point)
 
     if kind == "statement":
-        await journal._writer.call(trace, writes=False)
+        await journal._writer.read(trace)
     else:
         commit = journal._writer._commit
 

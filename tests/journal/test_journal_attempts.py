@@ -19,7 +19,7 @@ async def trace(journal: Journal) -> list[str]:
     def start(connection: sqlite3.Connection) -> None:
         connection.set_trace_callback(statements.append)
 
-    await journal._writer.call(start, writes=False)
+    await journal._writer.read(start)
     statements.clear()
     return statements
 

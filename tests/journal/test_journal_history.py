@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from journal_helpers import EPOCH, FakeClock, finish, make_attempt, opened
 
+from ofborg_async.crashpoints import Step
 from ofborg_async.journal import AttemptStateError, Counters, Journal, attempts, history, outbox
 from ofborg_async.model.status import HistoryEntry, Phase
 
@@ -117,7 +118,7 @@ async def test_pruning_leaves_what_is_on_its_way(tmp_path: Path) -> None:
 async def test_pruning_lets_other_calls_pass(tmp_path: Path) -> None:
     clock = FakeClock()
     async with opened(tmp_path, clock) as journal:
-        await journal._writer.call(lambda db: fill(db, history.PRUNE_BATCH_ROWS * 5))
+        await journal._writer.write(Step.JOURNAL_FLUSH, lambda db: fill(db, history.PRUNE_BATCH_ROWS * 5))
         clock.advance(100 * 24 * 3600)
         before = journal.statistics.commits
         assert await journal.prune(1) == history.PRUNE_BATCH_ROWS * 5
@@ -178,9 +179,9 @@ async def test_a_million_rows_are_reached_by_indexes_only(tmp_path: Path) -> Non
             steps[name] = ticks * 100
 
     async with opened(tmp_path) as journal:
-        await journal._writer.call(lambda db: fill(db, ROWS))
-        await journal._writer.call(explain, writes=False)
-        await journal._writer.call(count_steps, writes=False)
+        await journal._writer.write(Step.JOURNAL_FLUSH, lambda db: fill(db, ROWS))
+        await journal._writer.read(explain)
+        await journal._writer.read(count_steps)
         assert len(await journal.history("mac1-1", limit=7)) == 7
     for name, plan in plans.items():
         for step in plan:

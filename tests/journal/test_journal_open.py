@@ -71,7 +71,7 @@ async def test_settings_of_the_connection(tmp_path: Path) -> None:
         return [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
 
     async with opened(tmp_path) as journal:
-        settings = await journal._writer.call(read, writes=False)
+        settings = await journal._writer.read(read)
     assert settings == ["wal", 2, 1, 1, 5000, len(schema.MIGRATIONS)]
 
 
@@ -80,7 +80,7 @@ async def test_an_older_schema_is_brought_forward(tmp_path: Path, monkeypatch: p
     added = "ALTER TABLE attempt ADD COLUMN note TEXT NOT NULL DEFAULT 'none';"
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, added))
     async with opened(tmp_path) as journal:
-        found = await journal._writer.call(lambda db: db.execute("SELECT DISTINCT note FROM attempt").fetchall())
+        found = await journal._writer.read(lambda db: db.execute("SELECT DISTINCT note FROM attempt").fetchall())
         assert found == [("none",)]
         assert len(await journal.outbox()) == 20
 

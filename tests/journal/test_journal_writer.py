@@ -32,7 +32,7 @@ class Gate:
         return self
 
     async def _hold(self) -> None:
-        await self._journal._writer.call(self._operation, writes=False)
+        await self._journal._writer.read(self._operation)
 
     def _operation(self, _: sqlite3.Connection) -> None:
         self._entered.set()

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import anyio
 from anyio.abc import TaskGroup
 from attrs import define, field
 
@@ -26,10 +27,11 @@ JOB = BuildJob(
 
 @define
 class FakeClock:
-    """Sleeps take no time and are written down."""
+    """Sleeps take no time and are written down; with ``stands_still`` they never end."""
 
     at: float = 0.0
     slept: list[float] = field(factory=list)
+    stands_still: bool = False
 
     def monotonic(self) -> float:
         return self.at
@@ -39,6 +41,8 @@ class FakeClock:
 
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
+        if self.stands_still:
+            await anyio.sleep_forever()
         self.at += seconds
 
 
@@ -126,10 +130,11 @@ class FakeConfirmation:
 
 @define
 class FakePublisher:
-    """Writes down what arrives. ``plan`` is asked before each call and may raise."""
+    """Writes down what arrives. ``plan`` is asked before each call and may raise. ``back`` is a new connection."""
 
     sent: list[tuple[str, Address | None, tuple[bytes, ...]]] = field(factory=list)
     plan: Callable[[str], None] = field(default=lambda what: None)
+    back: anyio.Event = field(factory=anyio.Event)
 
     async def publish_result(self, to: Address, body: bytes) -> None:
         self.plan("result")
@@ -145,6 +150,9 @@ class FakePublisher:
     async def publish_log(self, to: Address, bodies: Sequence[bytes]) -> None:
         self.plan("log")
         self.sent.append(("log", to, tuple(bodies)))
+
+    async def wait_back(self) -> None:
+        await self.back.wait()
 
 
 @define

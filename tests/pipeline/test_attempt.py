@@ -33,7 +33,7 @@ class Stage:
     hide: bytes = b""
 
     async def play(self) -> tuple[Outcome, Transcript, Progress]:
-        progress = Progress(self.job, "a1", self.clock, limit_seconds=1.0)
+        progress = Progress(self.job, "a1", self.clock, limit_seconds=1.0, on_phase=lambda _: None)
         transcript = Transcript(self.log, progress, hide=self.hide)
         attempt = Attempt(
             identity="i",

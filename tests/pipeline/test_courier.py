@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import anyio
 import pytest
 from attrs import define, field
 from fakes import FakeClock, FakePublisher, FakeRecords, FakeTail
+from waits import eventually
 
 from ofborg_async.errors import BrokerRefusedError, BrokerUnavailableError, DeadlineExceededError, UnroutableError
 from ofborg_async.model.job import Address
@@ -139,3 +141,39 @@ async def test_unroutable_for_a_moment_is_not_held() -> None:
     stage = Stage(FakePublisher(plan=failing("result", returned, returned)))
     assert await stage.courier().deliver(PARCEL)
     assert stage.records.told == ["confirmed", "done"]
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["waiting", "held"])
+async def test_a_pause_ends_when_the_connection_is_back(held: bool) -> None:
+    stage = Stage(FakePublisher(plan=failing("result", GONE)), clock=FakeClock(stands_still=True))
+    courier = stage.courier()
+    async with anyio.create_task_group() as group:
+        group.start_soon(courier.redeliver if held else courier.deliver, PARCEL)
+        await eventually("the pause", lambda: stage.clock.slept)
+        await anyio.wait_all_tasks_blocked()
+        assert stage.sent() == []
+        stage.publisher.back.set()
+    assert ("result", "result") in stage.sent()
+    assert stage.clock.slept == [0.25]
+
+
+async def test_after_a_new_connection_pauses_are_short_again() -> None:
+    stage = Stage(FakePublisher(plan=failing("log", GONE, GONE, GONE, GONE)))
+    stage.clock = Comeback(publisher=stage.publisher, at_sleep=3)
+    await stage.courier().send_lines(FakeTail([b"one"]))
+    assert stage.clock.slept == [0.25, 0.5, 1.0, 0.25]
+
+
+@define
+class Comeback(FakeClock):
+    """The connection comes back in the course of one sleep, which nothing else would end."""
+
+    publisher: FakePublisher = field(kw_only=True)
+    at_sleep: int = field(kw_only=True)
+
+    async def sleep(self, seconds: float) -> None:
+        await FakeClock.sleep(self, seconds)
+        if len(self.slept) == self.at_sleep:
+            self.publisher.back.set()
+            await anyio.sleep_forever()
+        self.publisher.back = anyio.Event()

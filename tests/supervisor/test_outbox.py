@@ -47,6 +47,9 @@ class Sink:
     async def publish_log(self, to: Address, bodies: Sequence[bytes]) -> None:
         self.logged += bodies
 
+    async def wait_back(self) -> None:
+        await anyio.sleep_forever()
+
 
 @define
 class Stage:
