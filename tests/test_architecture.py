@@ -18,6 +18,7 @@ broker/kept.py: a new connection: whoever waits for it pauses between tries, and
 broker/kept.py: the broker to be reachable
 broker/kept.py: the broker to end its alarm
 broker/kept.py: the connection to end
+control/client.py: the daemon's end: its stop has limits of its own
 control/client.py: the next lines of a log: ended by the attempt's end, or by the caller
 control/http.py: the next lines of a log: ended by the attempt's end, or by the peer's leaving
 control/http.py: the peer's leaving: ended by the end of the stream

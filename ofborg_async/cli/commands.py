@@ -181,7 +181,13 @@ def restart(arguments: Namespace) -> int:
 
 def stop(arguments: Namespace) -> int:
     """Stop the daemon."""
-    return _tell(arguments, ControlClient.stop, "the daemon is stopping")
+
+    async def order(client: ControlClient) -> None:
+        await client.stop()
+        if arguments.wait:
+            await client.wait_stopped()
+
+    return _tell(arguments, order, "the daemon has stopped" if arguments.wait else "the daemon is stopping")
 
 
 def _tell(arguments: Namespace, order: Callable[[ControlClient], Awaitable[None]], done: str) -> int:

@@ -23,14 +23,14 @@ def run(arguments: Namespace) -> int:
     from ofborg_async.config import load
     from ofborg_async.supervisor.daemon import run_daemon
 
-    return run_daemon(load(arguments.config, environ=os.environ, root_conflicts=_shared_roots))
+    return run_daemon(load(arguments.config, environ=os.environ, root_conflicts=shared_roots))
 
 
 def check(arguments: Namespace) -> int:
     """Every fault of the configuration at once."""
     from ofborg_async.config import check_report
 
-    report = check_report(arguments.config, environ=os.environ, root_conflicts=_shared_roots)
+    report = check_report(arguments.config, environ=os.environ, root_conflicts=shared_roots)
     if arguments.json:
         print(json.dumps(report.document, indent=2))
     else:
@@ -38,7 +38,7 @@ def check(arguments: Namespace) -> int:
     return report.exit_status
 
 
-def _shared_roots(roots: Sequence[tuple[str, Path]]) -> list[str]:
+def shared_roots(roots: Sequence[tuple[str, Path]]) -> list[str]:
     """Roots that are equal or nested on disk, whatever their names are."""
     from ofborg_async.locks import find_conflicts
 

@@ -15,6 +15,11 @@ from ofborg_async.remote.hosts import parse_host
 
 _T = TypeVar("_T")
 DESCRIPTION = "One daemon per host that runs many isolated ofborg builder identities."
+SERVICE = (
+    "The definition by which a service manager runs the daemon on this configuration. Paths of the configuration, PATH "
+    "and time-outs in it are this configuration's own. Nothing is started or stopped."
+)
+KINDS = "systemd, launchd, nixos or nix-darwin"
 DEFAULT_PATIENCE_SECONDS = 10.0
 DEFAULT_FOLLOW_SECONDS = 6 * 3600.0
 
@@ -59,9 +64,20 @@ def _add_daemon_commands(commands: _Commands) -> None:
         "read the configuration and report every fault at once",
         "Exit status: 0, or 78 when there are faults.",
     )
-    for command in (run, check):
+    doctor = _command(
+        commands,
+        "doctor",
+        "doctor:doctor",
+        "check this host against every requirement of a builder, each with its cause and its remedy",
+        "Run it as the daemon's own user: what is looked at is looked at with the rights of whoever runs it. It "
+        "changes nothing, but builds one tiny derivation in the configured store to see whether builds are sandboxed. "
+        "Exit status: 0 all well; 1 warnings; 2 failures.",
+    )
+    for command in (run, check, doctor):
         _add_files(command)
-    check.add_argument("--json", action="store_true", help="the report as JSON")
+    for command in (check, doctor):
+        command.add_argument("--json", action="store_true", help="the report as JSON")
+    doctor.add_argument("identity", nargs="?", metavar="IDENTITY", help="for this identity alone")
     convert = _command(
         commands,
         "convert",
@@ -71,7 +87,41 @@ def _add_daemon_commands(commands: _Commands) -> None:
     )
     convert.add_argument("file", nargs="+", type=Path, metavar="FILE.json", help="configurations of the original")
     convert.add_argument("--inline-secrets", action="store_true", help="write the passwords into the output")
+    _add_service(commands)
     _command(commands, "demo", "daemon:demo", "show the main job at work with a private broker, store and repository")
+
+
+def _add_service(commands: _Commands) -> None:
+    service = commands.add_parser("service", help="the service definition for a configuration", description=SERVICE)
+    actions = service.add_subparsers(title="actions", metavar="ACTION", required=True)
+    show = _command(actions, "print", "service:print_definition", "print the definition")
+    write = _command(
+        actions,
+        "install",
+        "service:install_definition",
+        "write the definition where its service manager looks, and say what comes next",
+        "A file that this command did not write, or that was changed since, is left as it is.",
+    )
+    remove = _command(actions, "uninstall", "service:uninstall_definition", "remove a definition that install wrote")
+    for command in (show, write, remove):
+        command.add_argument("--kind", required=True, type=_checked(_service_kind), metavar="KIND", help=KINDS)
+    for command in (show, write):
+        _add_files(command)
+        command.add_argument(
+            "--user", metavar="USER", help="the user it runs as; ofborg, on macOS _ofborg, if left out"
+        )
+    for command in (write, remove):
+        command.add_argument(
+            "--prefix", type=Path, default=Path("/"), metavar="DIR", help="stands before the usual place, for packaging"
+        )
+
+
+def _service_kind(text: str) -> object:
+    from ofborg_async.service import Kind
+
+    if text not in list(Kind):
+        raise ValueError(f"{text[:20]!r} is none of {', '.join(Kind)}")
+    return Kind(text)
 
 
 def _add_looking_commands(commands: _Commands, client: _Parser) -> None:
@@ -158,7 +208,8 @@ def _add_ordering_commands(commands: _Commands, client: _Parser) -> None:
         commands, "restart", "commands:restart", "start one identity anew; its job is requeued", client=client
     )
     restart.add_argument("identity", metavar="IDENTITY")
-    _command(commands, "stop", "commands:stop", "stop the daemon", client=client)
+    stop = _command(commands, "stop", "commands:stop", "stop the daemon", client=client)
+    stop.add_argument("--wait", action="store_true", help="return once it has stopped; Ctrl-C ends the wait alone")
 
 
 def _add_submit(commands: _Commands) -> None:
@@ -201,7 +252,16 @@ def _add_submit(commands: _Commands) -> None:
 def _client_options() -> _Parser:
     parent = _Parser(add_help=False)
     group = parent.add_argument_group("which daemon")
-    group.add_argument("--socket", metavar="PATH", help="its control socket, here or (with --host) there")
+    socket = group.add_mutually_exclusive_group()
+    socket.add_argument("--socket", metavar="PATH", help="its control socket, here or (with --host) there")
+    socket.add_argument(
+        "-c",
+        "--config",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="its configuration, which may name the socket; nothing else of it is looked at",
+    )
     group.add_argument(
         "--host",
         action="append",

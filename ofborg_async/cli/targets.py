@@ -80,24 +80,36 @@ class Target:
         await self._stack.aclose()
 
 
+def _socket(arguments: Namespace) -> str | None:
+    """The socket that the options name, or the configuration that they name. Raises ConfigError."""
+    if arguments.config is None:
+        socket: str | None = arguments.socket
+        return socket
+    from ofborg_async.config import control_socket_of  # a large room for one question, so only when it is asked
+
+    found = control_socket_of(arguments.config, environ=os.environ)
+    return None if found is None else str(found)
+
+
 def _local_socket() -> str:
-    from ofborg_async.config import default_control_socket  # a large room for one question, so only when it is asked
+    from ofborg_async.config import default_control_socket
 
     return str(default_control_socket(os.environ))
 
 
 @asynccontextmanager
 async def open_targets(arguments: Namespace) -> AsyncIterator[list[Target]]:
-    """The daemons that the options name, closed in the end. Raises ConfigError for a bad fleet file."""
+    """The daemons that the options name, closed in the end. Raises ConfigError for a bad file of either kind."""
     specs: list[HostSpec] = list(arguments.host)
     if arguments.fleet is not None:
         specs.extend(read_fleet(arguments.fleet))
     targets: list[Target]
+    socket = _socket(arguments)
     if specs:
-        socket = arguments.socket or DEFAULT_REMOTE_SOCKET
-        targets = [Target(spec, socket, arguments.patience) for spec in dict.fromkeys(specs)]
+        there = socket or DEFAULT_REMOTE_SOCKET
+        targets = [Target(spec, there, arguments.patience) for spec in dict.fromkeys(specs)]
     else:
-        targets = [Target(None, arguments.socket or _local_socket(), arguments.patience)]
+        targets = [Target(None, socket or _local_socket(), arguments.patience)]
     try:
         yield targets
     finally:

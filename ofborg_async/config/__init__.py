@@ -6,7 +6,7 @@ commands print.
 
 from ofborg_async.config.convert import convert_to_toml
 from ofborg_async.config.fingerprint import files_changed_since
-from ofborg_async.config.loading import load
+from ofborg_async.config.loading import control_socket_of, load
 from ofborg_async.config.places import Host, default_control_socket, default_state_dir
 from ofborg_async.config.report import CheckReport, check_report
 
@@ -14,6 +14,7 @@ __all__ = [
     "CheckReport",
     "Host",
     "check_report",
+    "control_socket_of",
     "convert_to_toml",
     "default_control_socket",
     "default_state_dir",

@@ -20,7 +20,7 @@ from ofborg_async.config.problems import Place, Problems, Source, printable
 from ofborg_async.config.resolve import resolve_daemon, resolve_identity
 from ofborg_async.config.schema import PASSWORD_SOURCES, DaemonTable, IdentityTable, TomlDocument
 from ofborg_async.config.strict import KeyPath, structure
-from ofborg_async.errors import ConfigError, HostFault
+from ofborg_async.errors import ConfigError, ConfigFault, HostFault
 from ofborg_async.model.identity import Settings
 
 RootConflicts = Callable[[Sequence[tuple[str, Path]]], Sequence[str]]
@@ -97,6 +97,26 @@ def examine(
         ),
     )
     return attrs.evolve(settings, fingerprint=fingerprint(settings)), problems
+
+
+def control_socket_of(paths: Sequence[Path], *, environ: Mapping[str, str], host: Host | None = None) -> Path | None:
+    """The control socket that a configuration names, in a file or by ``environ``; None if it names none.
+
+    Nothing else must be in order: whoever asks may not be allowed to read the passwords. Raises ConfigError for files
+    that cannot be read, and for a fault of this key.
+    """
+    problems = Problems()
+    said = read_all(paths, environ=environ, host=host or Host.here(), problems=problems)
+    is_unread = len(said.documents) < len(paths)
+    faults = [fault for fault in problems.faults if (is_unread and not fault.key) or _is_of_socket(fault)]
+    if faults:
+        raise ConfigError(faults)
+    return said.daemon.control_socket
+
+
+def _is_of_socket(fault: ConfigFault) -> bool:
+    """A key of a file, or the variable."""
+    return fault.key.lower().endswith("control_socket")
 
 
 @frozen

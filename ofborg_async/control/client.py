@@ -29,6 +29,7 @@ from ofborg_async.waiting import idle, within
 _T = TypeVar("_T")
 
 _ANSWER_BYTES = 64 * 1024 * 1024
+_STOP_POLL_SECONDS = 0.1
 
 
 def unix_connector(path: Path) -> Connect:
@@ -133,6 +134,18 @@ class ControlClient:
     async def stop(self) -> None:
         """Stop the daemon."""
         await self._call("POST", "/v1/stop")
+
+    async def wait_stopped(self) -> None:
+        """Return once nobody listens any more: the builds of a daemon that stops are over by then."""
+        with self._translated(), idle("the daemon's end: its stop has limits of its own"):
+            while True:
+                try:
+                    with within(self._call_seconds, "a connection to the daemon that stops"):
+                        stream = await self._connect()
+                except NoDaemonError:
+                    return
+                await stream.aclose()
+                await anyio.sleep(_STOP_POLL_SECONDS)
 
     @asynccontextmanager
     async def log(self, selector: str, *, follow: bool) -> AsyncIterator[AsyncGenerator[bytes, None]]:

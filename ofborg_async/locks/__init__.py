@@ -4,6 +4,7 @@ Keys and holders are opaque here.
 """
 
 from ofborg_async.locks.filelock import FileLock, HolderNote, acquire_file_lock
+from ofborg_async.locks.inspect import Holder, holder_of
 from ofborg_async.locks.manager import LockManager
 from ofborg_async.locks.mounts import refuse_network_file_system
 from ofborg_async.locks.rootlock import RootLock, acquire_root_lock
@@ -11,6 +12,7 @@ from ofborg_async.locks.roots import RootConflict, RootId, find_conflicts, ident
 
 __all__ = [
     "FileLock",
+    "Holder",
     "HolderNote",
     "LockManager",
     "RootConflict",
@@ -19,6 +21,7 @@ __all__ = [
     "acquire_file_lock",
     "acquire_root_lock",
     "find_conflicts",
+    "holder_of",
     "identify_root",
     "refuse_network_file_system",
 ]

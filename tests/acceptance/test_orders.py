@@ -70,6 +70,28 @@ async def test_looking_at_a_running_build_and_draining_it(tmp_path: Path, broker
 
 
 @pytest.mark.timeout(240)
+async def test_a_stop_that_waits_returns_after_the_last_build(tmp_path: Path, broker: Broker) -> None:
+    environment = {"OFBORG_ASYNC_SHUTDOWN_GRACE_SECONDS": "120"}
+    async with gated(tmp_path, broker) as stage:
+        file = stage.farm.configuration("lab-a")
+        async with stage.farm.daemon(file, environment=environment) as daemon:
+            await stage.start_job()
+            heard: list[str] = []
+            async with anyio.create_task_group() as group:
+
+                async def stop() -> None:
+                    heard.append(await command(daemon, "stop", "--wait"))
+
+                group.start_soon(stop)
+                await eventually("the state STOPPED", lambda: is_in(daemon, IdentityState.STOPPED))
+                assert heard == []
+                stage.open()
+            assert heard == ["the daemon has stopped\n"]
+            assert await daemon.wait() == 0
+            await stage.assert_one_result()
+
+
+@pytest.mark.timeout(240)
 async def test_a_cancelled_build_is_ended_and_reported(tmp_path: Path, broker: Broker) -> None:
     async with gated(tmp_path, broker) as stage, stage.farm.daemon(stage.farm.configuration("lab-a")) as daemon:
         await stage.start_job()

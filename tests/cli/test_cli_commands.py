@@ -88,6 +88,24 @@ def test_the_socket_comes_from_the_environment_too(well: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_socket_comes_from_a_configuration(well: Path, tmp_path: Path) -> None:
+    file = tmp_path / "builders.toml"
+    # The password is of no interest: whoever asks need not be allowed to read it, nor need all be in order.
+    file.write_text(
+        f'[daemon]\ncontrol_socket = "{well}"\nno_such_key = 1\n[defaults]\nrabbitmq.password_file = "/no"\n'
+    )
+    assert ofborg("status", "-c", file).returncode == 0
+    assert ofborg("status", "-c", file, env=environment(OFBORG_ASYNC_CONTROL_SOCKET="/no")).returncode == 3
+    file.write_text("")  # it says none, so the usual places are looked at
+    assert ofborg("status", "-c", file, env=environment(OFBORG_ASYNC_CONTROL_SOCKET=str(well))).returncode == 0
+    for text, why in (("[daemon]\ncontrol_socket = 1\n", "control_socket"), ("[daemon", "is no valid TOML")):
+        file.write_text(text)
+        done = ofborg("status", "-c", file)
+        assert (done.returncode, why in done.stderr, done.stdout) == (78, True, "")
+    assert ofborg("status", "-c", tmp_path / "none.toml").returncode == 78
+    assert ofborg("status", "-c", file, "--socket", well).returncode == 64
+
+
 def test_lists_and_reasons(well: Path) -> None:
     assert json.loads(ofborg("locks", "--json", "--socket", well).stdout)["locks"][0]["kind"] == "root"
     assert "in this order" in ofborg("locks", "--socket", well).stdout

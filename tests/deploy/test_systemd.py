@@ -48,6 +48,24 @@ def environment_of(service: dict[str, list[str]]) -> dict[str, str]:
     return dict(word.split("=", 1) for line in service["Environment"] for word in shlex.split(line))
 
 
+# systemd.exec(5): what these settings make read-only.
+CLOSED_BY = {
+    ("ProtectSystem", "full"): ("/usr", "/boot", "/efi", "/etc"),
+    ("ProtectHome", "read-only"): ("/home", "/root", "/run/user"),
+}
+
+
+def closed_places(service: dict[str, list[str]]) -> list[str]:
+    """The directories of this machine that the unit's hardening makes read-only."""
+    places = [place for key, value in CLOSED_BY if service[key] == [value] for place in CLOSED_BY[key, value]]
+    return [place for place in places if Path(place).is_dir() and not Path(place).is_symlink()]
+
+
+def close(places: list[str]) -> list[str]:
+    """Lines of shell, for root in a mount namespace, that make them so."""
+    return [f"mount --rbind {place} {place} && mount -o remount,bind,ro {place}" for place in places]
+
+
 class NotifySocket:
     """systemd's end of NOTIFY_SOCKET, bound to ``address``: the variable's value."""
 
@@ -225,7 +243,7 @@ async def test_it_runs_as_systemd_starts_it(
                 shlex.split(service["ExecStart"][0]),
                 user=service["User"][0],
                 environment=[*(f"{key}={shlex.quote(value)}" for key, value in variables.items()), "WATCHDOG_PID=$$"],
-                setup=[f"umask {service['UMask'][0]}"],
+                setup=[*close(closed_places(service)), f"umask {service['UMask'][0]}"],
             )
             unit = Service("systemd's unit", words, log=tmp_path / "journal", socket=runtime / "control.sock")
             try:
@@ -242,6 +260,7 @@ async def check_unit(
 ) -> None:
     unit.server.start()
     await unit.server.ready(lambda: said(manager, "READY=1"), 60)
+    assert_hardened(unit.server.pid, service)
     await place.builds(1)
     assert (await unit.client.status()).pid == unit.server.pid  # the main process: NotifyAccess=main
     await eventually("WATCHDOG=1", lambda: manager.count("WATCHDOG=1"))
@@ -271,6 +290,19 @@ async def check_unit(
     unit.server.start()
     assert str(await unit.wait()) in service["RestartPreventExitStatus"]
     assert "no_such_key" in unit.server.last_words()
+
+
+def assert_hardened(pid: int, service: dict[str, list[str]]) -> None:
+    """The process is as the unit says that it should be: no new rights, none of root's, and closed places."""
+    status = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+    )
+    assert status["NoNewPrivs"] == "1"
+    assert {int(status[name], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")} == {0}
+    places = closed_places(service)
+    assert {"/usr", "/etc"} <= set(places)
+    # This is root, whom nothing but a read-only file system keeps from writing.
+    assert [place for place in places if os.access(f"/proc/{pid}/root{place}", os.W_OK)] == []
 
 
 async def said(manager: NotifySocket, word: str) -> bool:
