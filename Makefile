@@ -1,4 +1,4 @@
-# make demo | test | bench | chaos | lint | clean. What is missing is installed first, and named.
+# make demo | test | test-next | test-pythons | bench | chaos | lint | clean. What is missing is installed first, and named.
 #
 # On Debian, system packages come from apt-get, as root or with sudo. Elsewhere (NixOS, macOS) nothing is installed
 # beside the virtual environment: `nix develop` provides the components.
@@ -9,18 +9,28 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
+# The Python of the virtual environment; empty: the first on PATH that is new enough.
+PYTHON ?=
 PYTEST_ARGS ?=
 # A slow machine has 2 cores; more workers than that only compete for the broker.
 WORKERS ?= 2
 RUFF ?= $(BIN)/ruff
 
-.PHONY: demo test bench chaos lint install system clean
+.PHONY: demo test test-next test-pythons bench chaos lint install system clean
 
 demo: install
 	$(BIN)/ofborg-async demo
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(PYTEST_ARGS)
+
+# The tests with the parts of the next Debian release: as root, in a root of its own that is kept in .next.
+test-next:
+	bash .ci/run-next -n $(WORKERS) --dist loadscope $(PYTEST_ARGS)
+
+# The tests with every supported Python that is on PATH, each in a virtual environment of its own in .venvs.
+test-pythons:
+	bash .ci/run-pythons -n $(WORKERS) --dist loadscope $(PYTEST_ARGS)
 
 lint: install
 	$(RUFF) check .
@@ -43,9 +53,10 @@ system:
 	@bash .ci/install-system
 
 $(VENV)/.installed: pyproject.toml .ci/requirements.lock .ci/install-venv
-	@bash .ci/install-venv $(VENV)
+	@bash .ci/install-venv $(VENV) $(PYTHON)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache benchmarks benchmarks.json
+	rm -rf --one-file-system .next
+	rm -rf $(VENV) .venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache benchmarks benchmarks.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

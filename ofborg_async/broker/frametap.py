@@ -4,8 +4,8 @@ aiormq parses everything it receives with pamqp, and hides some of what the brok
 
 - A message property or routing key that pamqp cannot decode (a timestamp beyond the year 9999, bytes that are not
   UTF-8) ends aiormq's reader and so the connection, with the consumers of every identity; the broker delivers the
-  message again and the next connection ends too. Nobody here reads properties or routing keys of a message that was
-  delivered, so they are emptied before aiormq sees them.
+  message again and the next connection ends too. Of properties and routing keys of a message that was delivered only
+  one header is read here, the count of a quorum queue: the rest is emptied before aiormq sees it.
 - The reason of a ``connection.close`` during the handshake (a vhost that does not exist) is lost in aiormq's error; it
   is kept in ``closed``.
 - ``connection.blocked`` and ``connection.unblocked`` have no callback in aiormq; they have one here.
@@ -37,6 +37,9 @@ _BASIC_GET_OK = struct.pack(">HH", 60, 71)
 
 _BODY_SIZE_END = 12  # class, weight and body size of a content header; then flags and properties
 _NO_FLAGS = b"\0\0"
+_HEADERS_FLAG = b"\x20\0"
+_COUNT_FIELD = b"\x10x-delivery-countl"  # as RabbitMQ writes it: a short string, "l", 64 bits
+_COUNT_BYTES = 8
 _DELIVERY_TAG_AND_FLAG_BYTES = 8 + 1
 _MESSAGE_COUNT_BYTES = 4
 _TWO_EMPTY_STRINGS = b"\0\0"  # for exchange and routing key
@@ -110,7 +113,7 @@ class FrameTap(asyncio.StreamReader):
             if channel not in self._delivering:
                 return None
             self._delivering.discard(channel)
-            return payload[:_BODY_SIZE_END] + _NO_FLAGS
+            return payload[:_BODY_SIZE_END] + _delivery_count(payload)
         method = payload[:4]
         if channel == 0:
             self._look_at_connection_method(method, payload)
@@ -131,3 +134,15 @@ class FrameTap(asyncio.StreamReader):
             self._on_blocked(True)  # noqa: FBT003 - the callback has this one argument
         elif method == _CONNECTION_UNBLOCKED:
             self._on_blocked(False)  # noqa: FBT003 - the callback has this one argument
+
+
+def _delivery_count(payload: bytes) -> bytes:
+    """The properties that go on: with the header that counts deliveries, if there is one.
+
+    The bytes are searched, not decoded. Who sends such a header by itself may have its own message refused.
+    """
+    start = payload.find(_COUNT_FIELD, _BODY_SIZE_END)
+    field = payload[start : start + len(_COUNT_FIELD) + _COUNT_BYTES]
+    if start < 0 or len(field) < len(_COUNT_FIELD) + _COUNT_BYTES:
+        return _NO_FLAGS
+    return _HEADERS_FLAG + struct.pack(">I", len(field)) + field

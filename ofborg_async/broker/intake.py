@@ -33,6 +33,7 @@ from ofborg_async.waiting import idle, within
 logger = logging.getLogger(__name__)
 
 _CLOSE_SECONDS = 5.0
+_COUNT_HEADER = "x-delivery-count"  # quorum queues: requeued, or its channel or connection was lost
 
 
 @frozen
@@ -61,6 +62,8 @@ class IncomingDelivery:
         self.queue = consumer.queue
         self.body = message.body
         self.redelivered = bool(message.redelivered)
+        count = message.headers.get(_COUNT_HEADER)
+        self.returns = count if isinstance(count, int) else 0
 
     @property
     def lost(self) -> bool:

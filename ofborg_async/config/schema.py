@@ -175,6 +175,9 @@ class LimitsTable(Table):
     host_fault_retries: Count | None = key("retries on the spot after a fault of this host or the network")
     host_fault_backoff_seconds: SecondsOrZero | None = key("wait before the first of them; doubles each time")
     max_attempts: CountFromOne | None = key("attempts at one job, over restarts, before it is answered with an error")
+    delivery_limit: CountFromOne | None = key(
+        "the x-delivery-limit of a quorum queue: a job is answered with an error before the broker would drop it"
+    )
     disk_floor_bytes: Bytes | None = key("take no job with less free disk space than this")
     disk_floor_inodes: Bytes | None = key("take no job with fewer free inodes than this")
     quarantine_after: CountFromOne | None = key("faults of the host in a row after which the identity takes no work")

@@ -22,14 +22,14 @@ MAX_WHOLE = 1000
 
 
 class Kind(enum.Enum):
-    """The kinds of values; each value is its JSON schema."""
+    """The kinds of values; openapi.py has the JSON schema of each."""
 
-    TEXT = ("string", "")
-    NAMES = ("array", "")
-    WHOLE = ("integer", "")
-    SECONDS = ("number", "")
-    FLAG = ("boolean", "")
-    MOMENT = ("string", "date-time")
+    TEXT = enum.auto()
+    NAMES = enum.auto()
+    WHOLE = enum.auto()
+    SECONDS = enum.auto()
+    FLAG = enum.auto()
+    MOMENT = enum.auto()
 
 
 @frozen

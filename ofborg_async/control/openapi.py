@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 import types
+from http import HTTPStatus
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import attrs
 
 from ofborg_async import __version__
-from ofborg_async.control.inputs import Kind, Parameter
+from ofborg_async.control.inputs import MAX_NAMES, MAX_SECONDS, MAX_TEXT_CHARACTERS, MAX_WHOLE, Kind, Parameter
 from ofborg_async.control.routes import ROUTES, Route
 from ofborg_async.model import status
 
@@ -25,6 +26,16 @@ _SNAPSHOTS = (
     status.DaemonSnapshot,
     status.HistoryEntry,
 )
+_SEGMENT: _Schema = {"type": "string", "format": "segment", "minLength": 1}
+_TEXT: _Schema = {"type": "string", "format": "printable", "maxLength": MAX_TEXT_CHARACTERS}
+_INPUTS: dict[Kind, _Schema] = {
+    Kind.TEXT: _TEXT,
+    Kind.NAMES: {"type": "array", "items": _TEXT, "maxItems": MAX_NAMES},
+    Kind.WHOLE: {"type": "integer", "minimum": 1, "maximum": MAX_WHOLE},
+    Kind.SECONDS: {"type": "number", "minimum": 0, "maximum": MAX_SECONDS},
+    Kind.FLAG: {"type": "boolean"},
+    Kind.MOMENT: {"type": "string", "format": "date-time"},
+}
 _PLAIN: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 
 
@@ -41,6 +52,8 @@ def openapi_document() -> _Schema:
             "description": (
                 "HTTP/1.1 on the daemon's Unix socket, one request a connection. Times are RFC 3339 UTC texts, "
                 "durations seconds, sizes bytes. Routes marked `x-loopback` are also on the optional loopback listener."
+                " Format `printable`: without control, format or unassigned characters and blanks other than the space;"
+                " `segment`: the same, without `/`, and neither `.` nor `..`."
             ),
         },
         "paths": paths,
@@ -50,21 +63,20 @@ def openapi_document() -> _Schema:
 
 def _operation(route: Route) -> _Schema:
     variables = [part[1:-1] for part in route.path.split("/") if part.startswith("{")]
+    answer = {"description": route.summary, "content": _content(route.answers)}
+    statuses = [HTTPStatus.ACCEPTED if route.answers == "Accepted" else HTTPStatus.OK, *route.also]
     operation: _Schema = {
         "summary": route.summary,
         "x-loopback": route.open,
         "parameters": [
-            *({"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in variables),
+            *({"name": name, "in": "path", "required": True, "schema": _SEGMENT} for name in variables),
             *(
-                {"name": item.name, "in": "query", "description": item.summary, "schema": _input_schema(item)}
+                {"name": item.name, "in": "query", "description": item.summary, "schema": _INPUTS[item.kind]}
                 for item in route.query
             ),
         ],
         "responses": {
-            "202" if route.answers == "Accepted" else "200": {
-                "description": route.summary,
-                "content": _content(route.answers),
-            },
+            **{str(status.value): answer for status in statuses},
             "default": {"description": "a problem, with its remedy", "content": _content("Problem")},
         },
     }
@@ -72,7 +84,7 @@ def _operation(route: Route) -> _Schema:
         schema = {
             "type": "object",
             "additionalProperties": False,
-            "properties": {item.name: _input_schema(item) | {"description": item.summary} for item in route.body},
+            "properties": {item.name: _field_schema(item) for item in route.body},
         }
         operation["requestBody"] = {"required": False, "content": {"application/json": {"schema": schema}}}
     return operation
@@ -85,14 +97,10 @@ def _content(answers: str) -> _Schema:
     return {"application/json": {"schema": schema}}
 
 
-def _input_schema(item: Parameter) -> _Schema:
-    kind, form = item.kind.value
-    schema: _Schema = {"type": kind}
-    if form:
-        schema["format"] = form
-    if item.kind is Kind.NAMES:
-        schema["items"] = {"type": "string"}
-    return schema
+def _field_schema(item: Parameter) -> _Schema:
+    """A body's field: null is as if it were left out."""
+    schema = _INPUTS[item.kind]
+    return {**schema, "type": [schema["type"], "null"], "description": item.summary}
 
 
 def _schemas() -> dict[str, _Schema]:

@@ -41,7 +41,7 @@ class Call:
 class Route:
     """One route. ``answers`` names the schema of its JSON document, or is a content type.
 
-    ``open`` routes are also on the read-only loopback listener.
+    ``open`` routes are also on the read-only loopback listener. ``also`` are further statuses with the same document.
     """
 
     method: str
@@ -52,6 +52,7 @@ class Route:
     query: tuple[Parameter, ...] = ()
     body: tuple[Parameter, ...] = ()
     open: bool = False
+    also: tuple[HTTPStatus, ...] = ()
 
 
 def json_answer(document: object, status: int = HTTPStatus.OK) -> Answer:
@@ -212,7 +213,13 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/stop", "stop the daemon", _stop),
     Route("GET", "/metrics", "Prometheus' text format", _metrics, METRICS_TYPE, open=True),
     Route(
-        "GET", "/healthz", "200 when the verdict is ok, 503 when it is degraded or down", _healthz, "Health", open=True
+        "GET",
+        "/healthz",
+        "200 when the verdict is ok, 503 when it is degraded or down",
+        _healthz,
+        "Health",
+        open=True,
+        also=(HTTPStatus.SERVICE_UNAVAILABLE,),
     ),
     Route("GET", "/openapi.json", "this document", _openapi, "object", open=True),
     Route("GET", "/", "a status page for people", _page, HTML, open=True),

@@ -34,6 +34,7 @@ def make_tls_files(directory: Path, *names: str) -> TlsFiles:
     authority = (
         _builder(_AUTHORITY, authority_key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_signs_certificates(), critical=True)
         .sign(authority_key, hashes.SHA256())
     )
     names = names or ("localhost", "127.0.0.1", "::1")
@@ -50,6 +51,12 @@ def make_tls_files(directory: Path, *names: str) -> TlsFiles:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return files
+
+
+def _signs_certificates() -> x509.KeyUsage:
+    """What an authority's certificate must say for Python 3.13, which checks it as strictly as RFC 5280."""
+    others = "content_commitment key_encipherment data_encipherment key_agreement crl_sign encipher_only decipher_only"
+    return x509.KeyUsage(digital_signature=True, key_cert_sign=True, **dict.fromkeys(others.split(), False))
 
 
 def _builder(subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:

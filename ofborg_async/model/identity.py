@@ -78,6 +78,7 @@ class LimitSettings:
     host_fault_retries: int = 3
     host_fault_backoff_seconds: float = 2.0
     max_attempts: int = 5
+    delivery_limit: int = 20
     disk_floor_bytes: int = 512 * 1024 * 1024
     disk_floor_inodes: int = 10_000
     quarantine_after: int = 3

@@ -49,6 +49,11 @@ class Delivery(Protocol):
         ...
 
     @property
+    def returns(self) -> int:
+        """How often it has returned to its queue, by the count of a quorum queue; 0 on a queue that does not count."""
+        ...
+
+    @property
     def lost(self) -> bool:
         """True once its channel is gone."""
         ...

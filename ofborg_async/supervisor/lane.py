@@ -30,7 +30,7 @@ from ofborg_async.nix import HostEvidence
 from ofborg_async.nix.environment import places_of_builds
 from ofborg_async.supervisor.claims import Claim, Standing
 from ofborg_async.supervisor.lifecycle import Event
-from ofborg_async.supervisor.task import Given, JobTask, acknowledge
+from ofborg_async.supervisor.task import Given, JobTask, acknowledge, returns_spent
 from ofborg_async.waiting import at_most
 from ofborg_async.wire.decode import decode_job
 
@@ -227,7 +227,7 @@ class Lane:
         if known is not None:
             await self._returned(standing, known, delivery, intake)
             return Given()
-        if self._evidence.full_place() is not None:
+        if self._evidence.full_place() is not None and not returns_spent(delivery, self._owner.settings.limits):
             return Given(back=True)
         # The claim is made here, before anything is awaited: see claims.
         task = JobTask(self, self._owner.settings, self._services, job, key, delivery)

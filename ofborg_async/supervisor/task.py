@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from ofborg_async.journal import JobKey, LogWriter
-    from ofborg_async.model.identity import IdentitySettings
+    from ofborg_async.model.identity import IdentitySettings, LimitSettings
     from ofborg_async.pipeline.ports import Delivery, Nix, Publisher, Workspace
     from ofborg_async.supervisor.claims import Claim
     from ofborg_async.supervisor.services import Services
@@ -187,6 +187,10 @@ class JobTask:
     async def _build(self, group: TaskGroup) -> Outcome | Withdrawn:
         limits = self._settings.limits
         async with AsyncExitStack() as stack:
+            if returns_spent(self._delivery, limits):
+                await self._begin()
+                reason = f"its message has returned to the queue {self._delivery.returns} times: limits.delivery_limit"
+                return unexpected(reason, self.job.attrs)
             self.progress.waiting_for = "build slot"
             try:
                 with within(SLOT_PATIENCE_SECONDS, "a build slot"):
@@ -359,6 +363,14 @@ class JobTask:
             with self._services.logs.open_reader(self.attempt_id) as tail:
                 await self.courier.send_lines(tail)
         self._log_sent.set()
+
+
+def returns_spent(delivery: Delivery, limits: LimitSettings) -> bool:
+    """Whether a message must not go back any more: the next return but one would make the broker drop it.
+
+    One return is kept for a stop or a crash in the moment in which the message comes.
+    """
+    return delivery.returns >= max(1, limits.delivery_limit - 1)
 
 
 async def reported(claim: Claim | None, services: Services) -> None:

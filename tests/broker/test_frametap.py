@@ -137,3 +137,19 @@ def test_bytes_that_are_no_frame_end_the_stream() -> None:
 def test_a_cut_frame_goes_on_as_it_is() -> None:
     _, out, _ = through_tap(DELIVERY[:20])
     assert out == DELIVERY[:20]
+
+
+@given(count=st.integers(2**32, 2**63 - 1), other=st.text(max_size=20), at=st.integers(0, 60))
+def test_of_a_deliverys_headers_the_count_of_returns_alone_goes_on(count: int, other: str, at: int) -> None:
+    headers = {"x-first": other, "x-delivery-count": count, "x-last": other}
+    whole = content(7, b"", headers=headers, message_id="m")
+    _, out, _ = through_tap(DELIVERY + whole)
+    (_, _), (_, header) = parsed(out)
+    assert isinstance(header, ContentHeader)
+    assert header.properties.headers == {"x-delivery-count": count}
+    assert header.properties.message_id is None
+    end = whole.index(b"x-delivery-count") + at
+    if end < len(whole) - 1:  # a frame whose payload ends early has no whole count, or is the same
+        cut = struct.pack(">BHI", 2, 7, end - 7) + whole[7:end] + b"\xce"
+        _, out, _ = through_tap(DELIVERY + cut)
+        parsed(out)

@@ -145,6 +145,7 @@ def test_every_key_of_the_schema_reaches_the_settings(place: Place) -> None:
         host_fault_retries = 2006
         host_fault_backoff_seconds = 2007
         max_attempts = 2008
+        delivery_limit = 2013
         disk_floor_bytes = 2009
         disk_floor_inodes = 2010
         quarantine_after = 2011

@@ -18,6 +18,7 @@ class FakeDelivery:
     body: bytes = b""
     redelivered: bool = False
     lost: bool = False
+    returns: int = 0
 
     async def ack(self) -> None: ...
 
