@@ -21,6 +21,7 @@ _DPI = 130
 _COLOURS = ("#1b6ca8", "#e07a1f", "#2f8f5b", "#8a4f9e")
 _MET, _MISSED, _NO_GOAL, _FAINT = "#2f8f5b", "#c0392b", "#8c8c8c", "#d9d9d9"
 _HEADROOM = 1.18
+_BAND_PARTS = 1.6
 _STYLE: Any = {  # its type lists every key there is, in some versions of matplotlib only
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -57,7 +58,7 @@ def _picture(directory: Path, plot: Plot) -> Path:
 
 
 def _panel(axes: Axes, panel: Panel, plot: Plot) -> None:
-    """Medians as lines from zero up, all repetitions within the bands."""
+    """Medians as lines from zero up; the bands are all repetitions, cut where they go far beyond."""
     for (name, points), colour in zip(panel.curves.items(), _COLOURS, strict=False):
         places = [place for place, _ in points]
         axes.fill_between(
@@ -69,9 +70,10 @@ def _panel(axes: Axes, panel: Panel, plot: Plot) -> None:
     ticks = sorted({place for points in panel.curves.values() for place, _ in points})
     axes.set_xticks(ticks, [_amount(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
+    medians = [median(runs) for points in panel.curves.values() for _, runs in points]
     highest = max(max(runs) for points in panel.curves.values() for _, runs in points)
-    lowest = min(min(runs) for points in panel.curves.values() for _, runs in points)
-    axes.set_ylim(min(0.0, lowest * _HEADROOM), max(highest * _HEADROOM, panel.least_top))
+    top = min(highest, _BAND_PARTS * max(medians))  # one run that was disturbed must not make all others flat
+    axes.set_ylim(min(0.0, min(medians) * _HEADROOM), max(top * _HEADROOM, panel.least_top))
     axes.set(title=panel.title, xlabel=plot.x_label, ylabel=panel.unit)
     axes.grid(axis="y", color=_FAINT, lw=0.6)
     axes.set_axisbelow(True)
