@@ -1,4 +1,5 @@
-# make demo | test | test-next | test-pythons | bench | chaos | lint | clean. What is missing is installed first, and named.
+# make demo | test | test-next | test-pythons | bench | chaos | soak | lint | clean. What is missing is installed first,
+# and named.
 #
 # On Debian, system packages come from apt-get, as root or with sudo. Elsewhere (NixOS, macOS) nothing is installed
 # beside the virtual environment: `nix develop` provides the components.
@@ -16,7 +17,7 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 RUFF ?= $(BIN)/ruff
 
-.PHONY: demo test test-next test-pythons bench chaos lint install system clean
+.PHONY: demo test test-next test-pythons bench chaos soak lint install system clean
 
 demo: install
 	$(BIN)/ofborg-async demo
@@ -46,6 +47,10 @@ bench: install
 # SEED= repeats a schedule, MINUTES= says how long, AGAINST= puts another builder's program in our place.
 chaos: install
 	$(BIN)/python -m ofborg_async.lab.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(AGAINST),--against $(AGAINST))
+
+# MINUTES= says how long (40).
+soak: install
+	$(BIN)/python -m ofborg_async.lab.soak $(if $(MINUTES),--minutes $(MINUTES))
 
 install: system $(VENV)/.installed
 

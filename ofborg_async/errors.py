@@ -7,6 +7,7 @@ Foreign exceptions are translated into these once, at the edge of the room that 
 from __future__ import annotations
 
 import enum
+import errno
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,6 +43,17 @@ class HostFault(OfborgAsyncError):  # noqa: N818 - "fault" is the word of the do
         self.detail = detail
         self.remedy = remedy
         super().__init__(f"{kind}: {detail}" + (f" ({remedy})" if remedy else ""))
+
+
+def host_fault_of(error: OSError, what: str) -> HostFault:
+    """What the operating system refused as a HostFault (DISK, PERMISSION, OTHER) that names ``what`` and the path."""
+    detail = f"{what}: {error.filename or ''}: {error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return HostFault(FaultKind.DISK, detail, remedy="free disk space")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "let the daemon's user own its root and its state directory, with everything in them"
+        return HostFault(FaultKind.PERMISSION, detail, remedy=remedy)
+    return HostFault(FaultKind.OTHER, detail)
 
 
 class CancelReason(enum.StrEnum):

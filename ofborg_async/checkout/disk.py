@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from ofborg_async.errors import FaultKind, HostFault
+from ofborg_async.errors import host_fault_of
 
 _log = logging.getLogger(__name__)
 
@@ -27,19 +26,13 @@ def translated(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        detail = f"{what}: {error.filename or ''}: {error.strerror}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise HostFault(FaultKind.DISK, detail, remedy="free disk space") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            remedy = "let the daemon's user own its root and its state directory, with everything in them"
-            raise HostFault(FaultKind.PERMISSION, detail, remedy=remedy) from error
-        raise HostFault(FaultKind.OTHER, detail) from error
+        raise host_fault_of(error, what) from error
 
 
 def make_private(directory: Path) -> None:
     """Make a directory and its parents, for this user only. Raises HostFault."""
-    if not directory.is_dir():
-        with translated("a directory cannot be made"):
+    with translated("a directory cannot be made"):
+        if not directory.is_dir():
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 

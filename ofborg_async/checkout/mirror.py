@@ -1,7 +1,7 @@
 """One bare repository for each clone URL, which every root of the daemon borrows objects from.
 
-It is only ever added to: no collection, no pruning, no packing of refs, since a tree that borrows an object would lose
-it. It holds refs of our own making only:
+It is only ever added to: no collection, no pruning, since a tree that borrows an object would lose it; maintenance.py
+packs it at times. It holds refs of our own making only:
 
 - ``refs/ofborg-async/branches/<hash of the name>``: target branches. Hashed, so that ``foo`` can become ``foo/bar``.
 - ``refs/ofborg-async/trees/<hash of the path>/{base,head}``: what a work tree was last asked to merge. Each job fetches
@@ -69,11 +69,29 @@ class MirrorStore:
         self._locks = locks
         self._clock = clock
         self._sound: set[Path] = set()
+        self._grown = set(directory.glob(f"{'?' * 64}"))
         self._remade_at: dict[Path, float] = {}
 
     def path_of(self, url: str) -> Path:
         """Where the mirror of ``url`` is or will be."""
         return self._directory / mirror_name(url)
+
+    def lock_of(self, path: Path) -> Path:
+        """The lock file of the mirror at ``path``."""
+        return path.with_suffix(".lock")
+
+    def take_grown(self) -> list[Path]:
+        """The mirrors that were fetched into since this was asked, at first all there are. Sync."""
+        grown, self._grown = sorted(self._grown), set()
+        return grown
+
+    def note_grown(self, path: Path) -> None:
+        """Name a mirror at the next ``take_grown``. Sync."""
+        self._grown.add(path)
+
+    def doubt(self, path: Path) -> None:
+        """Let the next fetch clear away what killed commands left in a mirror. Sync; under its lock."""
+        self._sound.discard(path)
 
     async def fetch(self, git: Git, request: FetchRequest) -> Fetched | Gone | Refused:
         """Fetch the target branch and the pull request, with one git command, alone in the mirror.
@@ -81,11 +99,12 @@ class MirrorStore:
         A mirror that is missing or broken is made. Raises HostFault (NETWORK, REPOSITORY, DISK, PERMISSION, LOCK ...).
         """
         path = self.path_of(request.url)
+        self.note_grown(path)
         disk.make_private(self._directory)
         note = HolderNote.of_this_process(request.holder, self._clock)
         try:
             async with self._locks.hold_file(
-                path.with_suffix(".lock"),
+                self.lock_of(path),
                 holder=request.holder,
                 job=request.attempt_id,
                 deadline_seconds=request.deadline_seconds,
@@ -118,7 +137,7 @@ class MirrorStore:
         path = self.path_of(request.url)
         try:
             async with self._locks.hold_file(
-                path.with_suffix(".lock"),
+                self.lock_of(path),
                 holder=request.holder,
                 job=request.attempt_id,
                 deadline_seconds=request.deadline_seconds,

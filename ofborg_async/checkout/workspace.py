@@ -22,7 +22,7 @@ from ofborg_async.checkout.tree import TreeState, WorkTree
 from ofborg_async.checkout.validate import judge_job
 from ofborg_async.checkout.words import Reading
 from ofborg_async.clock import Clock
-from ofborg_async.errors import FaultKind, HostFault, LockHeldError
+from ofborg_async.errors import FaultKind, HostFault, LockHeldError, host_fault_of
 from ofborg_async.locks import LockManager
 from ofborg_async.model.checkout import CheckoutOutcome
 from ofborg_async.model.identity import IdentitySettings
@@ -98,7 +98,8 @@ class GitWorkspace:
 
         Raises HostFault (LOCK names who has it; PERMISSION, DISK).
         """
-        layout = self._layout(job)
+        with disk.translated("the work tree cannot be found"):
+            layout = self._layout(job)
         disk.make_private(layout.tree.parent)
         async with self._file_lock(layout.tree_lock, attempt_id) as descriptors:
             try:
@@ -127,6 +128,8 @@ class GitWorkspace:
                 if not repairs or not await self._repair(preparation, fault.reading, repairs.pop(0)):
                     raise
                 _log.warning("the work tree %s or what it borrows from was broken: %s", tree, fault)
+            except OSError as error:
+                raise host_fault_of(error, "the work tree cannot be prepared") from error
 
     async def _repair(self, preparation: Preparation, reading: Reading, repair: _Repair) -> bool:
         """Do what may help against a fault; False if it cannot."""

@@ -203,10 +203,12 @@ def requeued(
     _rest(connection, seq, moment, starts=0, host_faults=int(host_fault))
 
 
-def take_back(connection: sqlite3.Connection, attempt_id: str, reason: str, moment: Moment) -> None:
-    """End an attempt that its caller does not know to have begun, if it has."""
+def take_back(
+    connection: sqlite3.Connection, attempt_id: str, reason: str, moment: Moment, *, host_fault: bool = False
+) -> None:
+    """End an attempt whose message goes back, if it runs: its caller does not know."""
     if connection.execute(_RUNNING, (attempt_id,)).fetchone() is not None:
-        requeued(connection, attempt_id, requeue_ending(reason), moment, host_fault=False)
+        requeued(connection, attempt_id, requeue_ending(reason), moment, host_fault=host_fault)
 
 
 def interrupted(connection: sqlite3.Connection, moment: Moment) -> tuple[Interrupted, ...]:

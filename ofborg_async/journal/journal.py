@@ -9,16 +9,17 @@ from pathlib import Path
 
 from ofborg_async.clock import Clock
 from ofborg_async.crashpoints import Step, around
-from ofborg_async.errors import HostFault
+from ofborg_async.errors import FaultKind, HostFault
 from ofborg_async.journal import attempts, history, holds, outbox
 from ofborg_async.journal.agetime import AgeClock
 from ofborg_async.journal.attempts import Ending
 from ofborg_async.journal.holds import HoldKind
-from ofborg_async.journal.opening import cannot_open
+from ofborg_async.journal.opening import FREE_SPACE, cannot_open
 from ofborg_async.journal.processlog import ProcessLog
 from ofborg_async.journal.records import (
     Attempt,
     Counters,
+    DuplicateAttemptError,
     Hold,
     Interrupted,
     JobKey,
@@ -130,6 +131,11 @@ class Journal:
             await self._writer.write(
                 Step.JOURNAL_BEGIN, lambda db: attempts.begin(db, attempt, moment, self._expiry_ms), synced=False
             )
+        except DuplicateAttemptError as error:
+            if not self._writer.waits(Step.JOURNAL_REQUEUED, error.seen.attempt_id):
+                raise
+            detail = f"that attempt {error.seen.attempt_id} went back is not written yet"
+            raise HostFault(FaultKind.DISK, detail, remedy=FREE_SPACE) from error
         except HostFault as error:
             reason = error.detail
             self._writer.later(
@@ -184,14 +190,23 @@ class Journal:
     async def requeued(self, attempt_id: str, reason: str, *, host_fault: bool = True) -> None:
         """End an attempt without a result: its message goes back to the queue.
 
-        ``host_fault`` False (a shutdown) does not count for the job. Raises AttemptStateError when it does not run.
+        ``host_fault`` False (a shutdown) does not count for the job. After HostFault it is done with the next
+        transaction, so that the message can be taken again by then. Raises AttemptStateError when it does not run.
         """
         moment = self._ages.moment()
         ending = attempts.requeue_ending(reason)
-        await self._writer.write(
-            Step.JOURNAL_REQUEUED,
-            lambda db: attempts.requeued(db, attempt_id, ending, moment, host_fault=host_fault),
-        )
+        try:
+            await self._writer.write(
+                Step.JOURNAL_REQUEUED,
+                lambda db: attempts.requeued(db, attempt_id, ending, moment, host_fault=host_fault),
+            )
+        except HostFault:
+            self._writer.later(
+                Step.JOURNAL_REQUEUED,
+                attempt_id,
+                lambda db: attempts.take_back(db, attempt_id, reason, moment, host_fault=host_fault),
+            )
+            raise
 
     async def interrupted(self) -> tuple[Interrupted, ...]:
         """Attempts that an earlier daemon left running: each is ended and counted for its job.

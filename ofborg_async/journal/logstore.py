@@ -27,6 +27,8 @@ _SUFFIX = ".log"
 _ATTEMPT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")
 _PRUNE_SECONDS = 600.0
 _PRUNE_BATCH_FILES = 1000
+_SURPLUS = 0.125
+_SMALLEST_BYTES = 512  # an empty log costs an inode, so that a heap of them is cleared away too
 
 
 class LogStore:
@@ -41,6 +43,7 @@ class LogStore:
         self._directory = directory / "logs"
         self._limits = limits
         self._writers: dict[str, LogWriter] = {}
+        self._finished_bytes = 0
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -69,10 +72,17 @@ class LogStore:
             descriptor,
             max_bytes=self._limits.log_bytes if max_bytes is None else max_bytes,
             tail_lines=self._limits.log_tail_lines if tail_lines is None else tail_lines,
-            on_finish=lambda: self._writers.pop(attempt_id, None),
+            on_finish=lambda: self._finished(attempt_id),
         )
         self._writers[attempt_id] = writer
         return writer
+
+    def _finished(self, attempt_id: str) -> None:
+        self._finished_bytes += _size_on_disk(self._writers.pop(attempt_id).size_bytes)
+
+    def is_due(self, keep_bytes: int) -> bool:
+        """Whether so much was written since the last ``prune`` that it should not wait any longer. Sync."""
+        return self._finished_bytes > keep_bytes * _SURPLUS
 
     def open_reader(self, attempt_id: str) -> LogReader:
         """Read an attempt's log, running or ended, from its start. Raises LogMissingError, HostFault."""
@@ -90,6 +100,7 @@ class LogStore:
 
         Those of ``protected`` attempts (Journal.live_attempts) and of attempts that are written now stay, and count.
         """
+        self._finished_bytes = 0
         with within(_PRUNE_SECONDS, "clearing old build logs"):
             return await anyio.to_thread.run_sync(self._prune, keep_bytes, frozenset(protected), abandon_on_cancel=True)
 
@@ -122,7 +133,11 @@ class LogStore:
                         status = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue
-                    yield status.st_mtime_ns, status.st_blocks * 512, entry.name
+                    yield status.st_mtime_ns, max(status.st_blocks * 512, _SMALLEST_BYTES), entry.name
+
+
+def _size_on_disk(length_bytes: int) -> int:
+    return max(-(-length_bytes // 4096) * 4096, _SMALLEST_BYTES)
 
 
 def _fault(error: OSError, path: Path) -> HostFault:

@@ -179,6 +179,8 @@ def cannot_open(error: sqlite3.Error | OSError, path: Path) -> HostFault | Journ
     match code & 0xFF:
         case sqlite3.SQLITE_BUSY:
             return HostFault(FaultKind.LOCK, f"{path} is in use by another program", remedy="end that program")
+        case sqlite3.SQLITE_CANTOPEN if _is_full(path.parent):  # of inodes, mostly: it passes, unlike a lost file
+            return HostFault(FaultKind.DISK, f"{path}: no file can be made beside it", remedy=FREE_SPACE)
         case sqlite3.SQLITE_NOTADB:
             detail, remedy = "it is not an SQLite database", _RESTORE
         case sqlite3.SQLITE_CORRUPT:
@@ -186,6 +188,11 @@ def cannot_open(error: sqlite3.Error | OSError, path: Path) -> HostFault | Journ
         case _:
             detail, remedy = f"it cannot be opened ({error})", owner
     return JournalUnusableError(str(path), detail, remedy=remedy)
+
+
+def _is_full(directory: Path) -> bool:
+    found = os.statvfs(directory)
+    return found.f_bavail == 0 or (found.f_files > 0 and found.f_favail == 0)
 
 
 def _size(path: Path) -> int:

@@ -129,6 +129,11 @@ class Writer:
         with self._later_lock:
             self._later[step, attempt_id] = operation
 
+    def waits(self, step: Step, attempt_id: str) -> bool:
+        """Whether an operation handed to ``later`` is not written yet. Sync."""
+        with self._later_lock:
+            return (step, attempt_id) in self._later
+
     async def flush(self) -> None:
         """Write what waits for the next transaction and sync what is not, if anything is so.
 

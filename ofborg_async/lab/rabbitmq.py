@@ -230,10 +230,16 @@ class Broker:
 
     async def set_memory_alarm(self, *, on: bool) -> None:
         """Raise or clear the memory alarm: the broker stops reading from connections that publish, and says blocked."""
-        if on:
-            await self.evaluate("rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []}), ok")
-        else:
-            await self.evaluate("rabbit_alarm:clear_alarm({resource_limit, memory, node()}), ok")
+        await self._set_alarm("memory", on=on)
+
+    async def set_disk_alarm(self, *, on: bool) -> None:
+        """Raise or clear the disk alarm, which does the same."""
+        await self._set_alarm("disk", on=on)
+
+    async def _set_alarm(self, resource: str, *, on: bool) -> None:
+        limit = f"{{resource_limit, {resource}, node()}}"
+        call = f"set_alarm({{{limit}, []}})" if on else f"clear_alarm({limit})"
+        await self.evaluate(f"rabbit_alarm:{call}, ok")
 
     async def evaluate(self, code: str, *, seconds: float = _CALL_SECONDS) -> Any:
         """Evaluate Erlang expressions on the node (20 ms; rabbitmqctl takes 1.5 s). Their value must fit JSON.

@@ -93,6 +93,13 @@ async def private_nix_daemon(store: Store) -> AsyncIterator[Store]:
     What it builds lies where the client does not see it: an evaluation that reads a built path (import from derivation)
     fails. Where that matters, see ``namespace``.
     """
+    async with nix_daemon_of(store) as (_, reached):
+        yield reached
+
+
+@asynccontextmanager
+async def nix_daemon_of(store: Store) -> AsyncIterator[tuple[Server, Store]]:
+    """The same with its Server, which may be killed and started while the block runs."""
     socket = store.directory / "daemon-socket"
     environment = {**store.environment, "NIX_DAEMON_SOCKET_PATH": str(socket)}
     server = Server(
@@ -104,7 +111,7 @@ async def private_nix_daemon(store: Store) -> AsyncIterator[Store]:
     try:
         server.start()
         await server.ready(lambda: _exists(socket), _DAEMON_SECONDS)
-        yield Store(store.directory, "daemon", environment)
+        yield server, Store(store.directory, "daemon", environment)
     finally:
         server.kill()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 from attrs import frozen
 
-from ofborg_async.errors import FaultKind, HostFault
+from ofborg_async.errors import FaultKind, HostFault, host_fault_of
 from ofborg_async.model.evaluation import EvalRequest
 from ofborg_async.nix import argv, links
 from ofborg_async.nix.faults import fault_in, fault_of_signal, signal_name
@@ -118,6 +118,8 @@ class Instantiation:
             done = await self._original(attr, None)
             if done.returncode == 0 and not done.timed_out:
                 return Instantiated(None)
+        if not done.timed_out:
+            self._check_links(root)
         lines = without_restricted(self._split(done.stdout + done.stderr))
         if done.stderr_truncated or done.stdout_truncated:
             lines.append(b"[ofborg-async: the rest of the error is left out]")
@@ -178,8 +180,20 @@ class Instantiation:
         """A name for links in a directory of their own: what an ended run left behind is in nobody's way."""
         self._runs += 1
         directory = self._links_dir / str(self._runs)
-        directory.mkdir(parents=True)
+        try:
+            directory.mkdir(parents=True)
+        except OSError as error:
+            raise host_fault_of(error, "a directory for collector roots cannot be made") from error
         return str(directory / "d")
+
+    def _check_links(self, root: str) -> None:
+        """Raise HostFault where nix could not have made its links: it tells that as an error of the attr."""
+        file = Path(root).with_name("writable")
+        try:
+            file.touch()
+            file.unlink()
+        except OSError as error:
+            raise host_fault_of(error, "collector roots cannot be made") from error
 
     def _derivations(self, done: Completed, root: str) -> tuple[str, ...] | None:
         return None if done.stdout_truncated else links.derivations(done.stdout, root, os.readlink)

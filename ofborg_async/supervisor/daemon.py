@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from ofborg_async import __version__, crashpoints, logs
 from ofborg_async.broker.link import Link
-from ofborg_async.checkout import GitWorkspace, MirrorStore
+from ofborg_async.checkout import GitWorkspace, MirrorMaintenance, MirrorStore
 from ofborg_async.clock import Clock, SystemClock
 from ofborg_async.control.server import ControlServer
 from ofborg_async.errors import (
@@ -44,8 +44,8 @@ from ofborg_async.supervisor.lifecycle import Event
 from ofborg_async.supervisor.notify import Notifier
 from ofborg_async.supervisor.outbox import Outbox
 from ofborg_async.supervisor.services import Services
+from ofborg_async.supervisor.settlement import reported
 from ofborg_async.supervisor.stopsignals import STOP_SIGNALS, release_stop_signals
-from ofborg_async.supervisor.task import reported
 from ofborg_async.supervisor.view import View
 from ofborg_async.waiting import at_most, idle
 
@@ -54,6 +54,8 @@ log = logging.getLogger(__name__)
 EX_OK, EX_FAILURE, EX_TEMPFAIL, EX_CONFIG = 0, 1, 75, 78
 TICK_SECONDS = 1.0
 PRUNE_SECONDS = 3600.0
+MIRROR_SECONDS = 15.0
+"""How often is looked whether a mirror needs packing."""
 REMEMBER_SECONDS = 24 * 3600.0
 """How long a message whose acknowledgement is not known is expected to return."""
 SETTLE_SECONDS = 30.0
@@ -173,6 +175,7 @@ class Daemon:
             await self._restore_holds()
             await self._open_control(around)
             around.start_soon(self._tick)
+            around.start_soon(self._pack_mirrors)
             async with anyio.create_task_group() as identities:
                 for identity in self.identities.values():
                     identities.start_soon(identity.run)
@@ -334,7 +337,17 @@ class Daemon:
         if prune:
             self.services.claims.expire(self.clock.monotonic() - REMEMBER_SECONDS)
             await self.journal.prune(self.settings.daemon.history_keep_days)
-            await self.logs.prune(self.settings.daemon.log_keep_bytes, await self.journal.live_attempts())
+        keep_bytes = self.settings.daemon.log_keep_bytes
+        if prune or self.logs.is_due(keep_bytes):
+            await self.logs.prune(keep_bytes, await self.journal.live_attempts())
+
+    async def _pack_mirrors(self) -> None:
+        maintenance = MirrorMaintenance(
+            self.mirrors, spawner=self.spawner, locks=self.locks, clock=self.clock, environment=os.environ
+        )
+        while True:
+            await self.clock.sleep(MIRROR_SECONDS)
+            await maintenance.look(quiet=not any(identity.busy for identity in self.identities.values()))
 
     async def _stop(self) -> None:
         """No new job; running builds get the configured grace, then go back to their queues; results are published."""

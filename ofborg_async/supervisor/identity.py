@@ -134,7 +134,8 @@ class Identity:
                 fault = await self._work()
                 if fault is None:  # restarted by the operator
                     continue
-                if self._intensity.restarted(self._services.clock.monotonic()):
+                # A fault of the host ends when the host is well again, however long that takes.
+                if isinstance(fault, HostFault) or self._intensity.restarted(self._services.clock.monotonic()):
                     self.on(Event.CRASHED, str(fault), remedy=getattr(fault, "remedy", ""))
                     await self._services.clock.sleep(self._backoff.next_seconds())
                 else:

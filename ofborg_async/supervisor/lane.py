@@ -30,7 +30,8 @@ from ofborg_async.nix import HostEvidence
 from ofborg_async.nix.environment import places_of_builds
 from ofborg_async.supervisor.claims import Claim, Standing
 from ofborg_async.supervisor.lifecycle import Event
-from ofborg_async.supervisor.task import Given, JobTask, acknowledge, returns_spent
+from ofborg_async.supervisor.settlement import acknowledge, returns_spent
+from ofborg_async.supervisor.task import Given, JobTask
 from ofborg_async.waiting import at_most
 from ofborg_async.wire.decode import decode_job
 

@@ -12,10 +12,8 @@ import anyio
 from attrs import evolve, frozen
 
 from ofborg_async.errors import (
-    BrokerUnavailableError,
     CancelReason,
     DeadlineExceededError,
-    DeliveryLostError,
     HostFault,
 )
 from ofborg_async.journal import Attempt as AttemptRecord
@@ -28,6 +26,7 @@ from ofborg_async.pipeline.courier import Courier, Parcel
 from ofborg_async.pipeline.outcome import HostTrouble, Outcome, Report, Silent, unexpected
 from ofborg_async.pipeline.progress import Progress
 from ofborg_async.pipeline.transcript import Transcript
+from ofborg_async.supervisor.settlement import acknowledge, reported, returns_spent
 from ofborg_async.waiting import at_most, idle, within
 from ofborg_async.wire.encode import encode_log_start, encode_result
 
@@ -35,9 +34,8 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from ofborg_async.journal import JobKey, LogWriter
-    from ofborg_async.model.identity import IdentitySettings, LimitSettings
+    from ofborg_async.model.identity import IdentitySettings
     from ofborg_async.pipeline.ports import Delivery, Nix, Publisher, Workspace
-    from ofborg_async.supervisor.claims import Claim
     from ofborg_async.supervisor.services import Services
 
 log = logging.getLogger(__name__)
@@ -143,6 +141,7 @@ class JobTask:
         self._building: anyio.CancelScope | None = None
         self._reason: CancelReason | None = None
         self._begun = False
+        self._recorded = False
         self._sent = False
         self._log_sent = anyio.Event()
         self._writer: LogWriter | None = None
@@ -162,19 +161,31 @@ class JobTask:
         return self._reason is not None
 
     async def run(self) -> Given:
-        """Do all of it. Cut off, a job without a recorded result is given back; the outbox goes on with one."""
-        recorded = False
+        """Do all of it. Cut off, a job without a recorded result is given back; the outbox goes on with one.
+
+        What the state directory does not take (a full disk, mostly) is a fault of the host as any other, not an error.
+        """
+        try:
+            return await self._carry_out()
+        except ExceptionGroup as errors:
+            faults, others = errors.split(HostFault)
+            if faults is None or others is not None:
+                raise
+            fault = _first_of(faults)
+            return Given(back=not self._recorded, fault=fault, reason=str(fault))
+
+    async def _carry_out(self) -> Given:
         try:
             async with anyio.create_task_group() as group:
                 outcome = await self._build(group)
                 given, parcel = await self._record(outcome)
-                recorded = not given.back
-                if recorded:
+                self._recorded = not given.back
+                if self._recorded:
                     await self._report(parcel)
                 group.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True), at_most(CLEANUP_SECONDS):
-                if not recorded:
+                if not self._recorded:
                     await self._give_back(CancelReason.SHUTDOWN, None)
                 elif not self._sent:
                     await self._hand_over()
@@ -283,7 +294,8 @@ class JobTask:
             self._begun = False
             if self._writer is not None:
                 await self._writer.finish()
-            await self._services.journal.requeued(self.attempt_id, reason, host_fault=fault is not None)
+            with suppress(HostFault):  # it is written as soon as it can be
+                await self._services.journal.requeued(self.attempt_id, reason, host_fault=fault is not None)
         self._services.claims.settle(self.claim)
         # Once: this may be asked for again at the end of the job.
         deliveries, self.claim.deliveries = self.claim.deliveries, []
@@ -365,33 +377,6 @@ class JobTask:
         self._log_sent.set()
 
 
-def returns_spent(delivery: Delivery, limits: LimitSettings) -> bool:
-    """Whether a message must not go back any more: the next return but one would make the broker drop it.
-
-    One return is kept for a stop or a crash in the moment in which the message comes.
-    """
-    return delivery.returns >= max(1, limits.delivery_limit - 1)
-
-
-async def reported(claim: Claim | None, services: Services) -> None:
-    """A result that the outbox sent is out: its message, when it returns, is acknowledged; if it has returned, now."""
-    if claim is not None:
-        claim.report(services.clock.monotonic())
-        if claim.deliveries:
-            await acknowledge(claim, services)
-
-
-async def acknowledge(claim: Claim, services: Services) -> None:
-    """Acknowledge what is left of a claim's deliveries; settle it once the broker is known to have processed one.
-
-    When all are lost the claim stays: the message comes back and is acknowledged then.
-    """
-    acked = False
-    for delivery in claim.take_to_acknowledge():
-        with suppress(DeliveryLostError, BrokerUnavailableError, DeadlineExceededError):
-            await delivery.ack()
-            acked = True
-    if acked:
-        services.claims.acknowledged(claim, services.clock.monotonic())
-    else:
-        log.warning("attempt %s: no delivery is left to acknowledge; it will be when it returns", claim.attempt_id)
+def _first_of(faults: ExceptionGroup[HostFault]) -> HostFault:
+    first = faults.exceptions[0]
+    return _first_of(first) if isinstance(first, ExceptionGroup) else first

@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+import anyio
+
 from ofborg_async import __version__
 from ofborg_async.clock import rfc3339
 from ofborg_async.config import files_changed_since
@@ -134,6 +136,12 @@ class View:
                 MetricKind.COUNTER,
                 "Messages that were no build job and were rejected.",
                 (Sample(tally.undecodable),),
+            ),
+            Metric(
+                "ofborg_async_tasks",
+                MetricKind.GAUGE,
+                "Tasks of the event loop: more with each job in hand, and no more once it is over.",
+                (Sample(len(anyio.get_running_tasks())),),
             ),
         )
 

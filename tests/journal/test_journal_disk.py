@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "small"
     place.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=8m,nr_inodes=2000", "tmpfs", place],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if mounted.returncode != 0:
         pytest.skip(f"mounting is not permitted here: {mounted.stderr.strip()}")
@@ -122,6 +126,21 @@ async def test_a_disk_fuller_than_the_reserve_is_a_fault_of_the_host_and_heals(s
         assert entry.lines_confirmed == 5  # the note waited for room
 
 
+async def test_a_message_that_went_back_on_a_full_disk_can_be_taken_again(small_disk: Path) -> None:
+    async with opened(small_disk / "state", reserve_bytes=RESERVE) as journal:
+        await journal.begin(make_attempt("a"))
+        ballast = fill(small_disk)
+        await begin_until_full(journal)
+        fill(small_disk)
+        with pytest.raises(HostFault):
+            await journal.requeued("a", "no space " * (MIB // 8))
+        with pytest.raises(HostFault, match="went back is not written yet"):  # not an attempt of its own that runs
+            await journal.begin(make_attempt("b"))
+        ballast.unlink()
+        await journal.begin(make_attempt("b"))
+        assert "a" not in await journal.live_attempts()
+
+
 async def test_on_a_full_disk_one_too_large_call_does_not_take_small_ones_with_it(small_disk: Path) -> None:
     failed: list[HostFault] = []
 
@@ -152,6 +171,20 @@ async def test_the_daemon_starts_on_a_full_disk(small_disk: Path) -> None:
         assert shown_full(journal)
         assert len(await journal.interrupted()) == 1
         assert await journal.lookup(make_attempt().key) == Seen(SeenState.IDLE, "", "", "", 1, 0)
+
+
+async def test_no_inode_for_an_existing_journal_is_a_fault_of_the_host(small_disk: Path) -> None:
+    """Else the daemon would say that a restart cannot help."""
+    async with opened(small_disk / "state", reserve_bytes=RESERVE):
+        pass
+    with suppress(OSError):
+        for number in range(2001):
+            (small_disk / str(number)).touch()
+    assert os.statvfs(small_disk).f_favail == 0
+    with pytest.raises(HostFault) as fault:
+        async with opened(small_disk / "state", reserve_bytes=RESERVE):
+            pass
+    assert fault.value.kind is FaultKind.DISK
 
 
 async def test_no_room_for_a_journal_at_all_is_a_fault_of_the_host(small_disk: Path) -> None:

@@ -257,6 +257,24 @@ async def test_the_oldest_logs_are_removed_first(tmp_path: Path, monkeypatch: py
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["notes.txt"]
 
 
+async def test_logs_are_due_for_removal_once_much_was_written(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    for number in range(3):
+        writer = store.create(f"a{number}")
+        writer.write([b"x" * 4095])
+        await writer.finish()
+        assert store.is_due(16 * 4096) is (number == 2)
+    assert await store.prune(16 * 4096, ()) == 0
+    assert not store.is_due(16 * 4096)
+
+
+async def test_empty_logs_are_removed_too(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    for number in range(20):
+        await store.create(f"a{number}").finish()
+    assert await store.prune(10 * 512, ()) == 10
+
+
 async def test_a_reader_of_a_removed_log_reads_on(tmp_path: Path) -> None:
     store = store_in(tmp_path)
     writer = store.create("a")

@@ -40,6 +40,14 @@ async def alarm(ground: Ground, fault: FaultPlan) -> None:
         await ground.broker.set_memory_alarm(on=False)
 
 
+async def disk_alarm(ground: Ground, fault: FaultPlan) -> None:
+    """The disk alarm for a while."""
+    async with ground.broker_lock:
+        await ground.broker.set_disk_alarm(on=True)
+        await anyio.sleep(fault.seconds)
+        await ground.broker.set_disk_alarm(on=False)
+
+
 async def wrong_password(ground: Ground, fault: FaultPlan) -> None:
     """The password is changed, connections are closed, and it is changed back."""
     async with ground.broker_lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 
-from ofborg_async.lab.chaos import brokerfaults, pathfaults, processfaults, repositoryfaults
+from ofborg_async.lab.chaos import brokerfaults, hostfaults, pathfaults, processfaults, repositoryfaults
 from ofborg_async.lab.chaos.ground import Ground
 from ofborg_async.lab.chaos.plan import FaultKind, FaultPlan
 
@@ -19,6 +19,7 @@ STRIKES: Mapping[FaultKind, Strike] = {
     FaultKind.BROKER_RESTARTED: brokerfaults.restart,
     FaultKind.CONNECTIONS_CLOSED: brokerfaults.close_connections,
     FaultKind.ALARM: brokerfaults.alarm,
+    FaultKind.DISK_ALARM: brokerfaults.disk_alarm,
     FaultKind.WRONG_PASSWORD: brokerfaults.wrong_password,
     FaultKind.QUEUE_DELETED: brokerfaults.delete_queue,
     FaultKind.RESULTS_DELETED: brokerfaults.delete_results,
@@ -30,6 +31,7 @@ STRIKES: Mapping[FaultKind, Strike] = {
     FaultKind.PATH_CUT: pathfaults.cut,
     FaultKind.PATH_REFUSED: pathfaults.refuse,
     FaultKind.UPSTREAM_AWAY: repositoryfaults.take_upstream_away,
+    FaultKind.UPSTREAM_SILENT: pathfaults.silence_upstream,
     FaultKind.FORCE_PUSHED: repositoryfaults.force_push,
     FaultKind.PR_DELETED: repositoryfaults.delete_pr,
     FaultKind.BRANCH_RENAMED: repositoryfaults.rename_branch,
@@ -42,5 +44,8 @@ STRIKES: Mapping[FaultKind, Strike] = {
     FaultKind.CHILD_KILLED: processfaults.kill_child,
     FaultKind.BUILDER_KILLED: processfaults.kill_builder,
     FaultKind.COLLECTED: repositoryfaults.collect,
-    FaultKind.DISK_FULL: repositoryfaults.fill_disk,
+    FaultKind.NIX_DAEMON_RESTARTED: hostfaults.restart_nix_daemon,
+    FaultKind.DISK_FULL: hostfaults.fill_disk,
+    FaultKind.INODES_USED_UP: hostfaults.use_up_inodes,
+    FaultKind.READ_ONLY: hostfaults.make_read_only,
 }

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import anyio
 from attrs import define, field, frozen
@@ -20,7 +21,8 @@ from ofborg_async.lab.chaos.theirs import their_builder
 from ofborg_async.lab.farm import toml_file
 from ofborg_async.lab.proxy import Proxy, proxy
 from ofborg_async.lab.rabbitmq import Broker, private_broker
-from ofborg_async.lab.store import Store, private_store
+from ofborg_async.lab.servers import LOOPBACK, Server
+from ofborg_async.lab.store import Store, nix_daemon_of, private_store
 from ofborg_async.lab.upstream import Upstream, create_upstream
 from ofborg_async.lab.wiretap import job_queue
 
@@ -54,11 +56,14 @@ class Ground:
     upstream: Upstream
     stands: tuple[Stand, ...]
     jobs: dict[int, Job]
+    upstream_path: Proxy | None = None
+    nix_daemon: Server | None = None
     notes: list[str] = field(factory=list)
     broken: list[str] = field(factory=list)
     branch: str = BRANCHES[0]
     broker_lock: anyio.Lock = field(factory=anyio.Lock)
     upstream_lock: anyio.Lock = field(factory=anyio.Lock)
+    nix_lock: anyio.Lock = field(factory=anyio.Lock)
 
     @property
     def url(self) -> str:
@@ -96,7 +101,15 @@ async def open_ground(directory: Path, plan: RoundPlan, against: Path | None) ->
         await broker.set_permissions(USER)
         await open_ledger(broker.url(), *SYSTEMS)
         store = await stack.enter_async_context(private_store(directory / "store"))
+        nix_daemon: Server | None = None
+        if plan.nix_daemon:
+            nix_daemon, store = await stack.enter_async_context(nix_daemon_of(store))
         upstream = await create_upstream(directory / "upstream.git", make.MASTER_FILES)
+        upstream_path: Proxy | None = None
+        if plan.served:
+            served = await stack.enter_async_context(upstream.served())
+            upstream_path = await stack.enter_async_context(proxy(LOOPBACK, urlsplit(served).port or 0))
+            upstream.url = f"git://{LOOPBACK}:{upstream_path.port}/{upstream.path.name}"
         jobs = await _open_prs(upstream, plan)
         stands = []
         for number in range(plan.daemons):
@@ -116,7 +129,7 @@ async def open_ground(directory: Path, plan: RoundPlan, against: Path | None) ->
                 )
             stack.callback(builder.close)
             stands.append(Stand(builder, path, disk))
-        yield Ground(directory, plan, broker, store, upstream, tuple(stands), jobs)
+        yield Ground(directory, plan, broker, store, upstream, tuple(stands), jobs, upstream_path, nix_daemon)
 
 
 def _our_builder(
@@ -131,7 +144,7 @@ def _our_builder(
             "nix.systems": list(SYSTEMS),
             "nix.remote": store.remote,
             "nix.environment": dict(store.environment),
-            "checkout.clone_url_schemes": ["file"],
+            "checkout.clone_url_schemes": ["file", "git"],
             "rabbitmq.host": f"127.0.0.1:{path.port}",
             "rabbitmq.ssl": False,
             "rabbitmq.virtualhost": "/",

@@ -55,10 +55,11 @@ async def _processes(ground: Ground) -> list[str]:
             for name in _PLACES
         ),
     ]
+    ours = {os.getpid(), *([ground.nix_daemon.pid] if ground.nix_daemon is not None else [])}
     tokens = [b"echo token " + job.token.encode() for job in ground.jobs.values()]
 
     def known(info: ProcessInfo) -> bool:
-        if info.pid == os.getpid() or not info.alive:
+        if info.pid in ours or not info.alive:
             return False
         words, environment = _read(info.pid, "cmdline"), _read(info.pid, "environ")
         if any(place in words or place in environment for place in places):

@@ -1,4 +1,4 @@
-"""What happens to the network between a builder and its broker."""
+"""What happens to the network between a builder and its broker, or the remote repository."""
 
 from __future__ import annotations
 
@@ -48,3 +48,12 @@ async def refuse(ground: Ground, fault: FaultPlan) -> None:
     path.refuse()
     await anyio.sleep(fault.seconds)
     path.heal()
+
+
+async def silence_upstream(ground: Ground, fault: FaultPlan) -> None:
+    """The remote repository takes connections and never says a word, for a while."""
+    if ground.upstream_path is not None:
+        ground.upstream_path.freeze()
+        await anyio.sleep(fault.seconds)
+        ground.upstream_path.cut()
+        ground.upstream_path.heal()

@@ -39,6 +39,7 @@ class FaultKind(enum.StrEnum):
     BROKER_RESTARTED = "broker restarted"
     CONNECTIONS_CLOSED = "connections closed"
     ALARM = "memory alarm"
+    DISK_ALARM = "disk alarm"
     WRONG_PASSWORD = "wrong password"
     QUEUE_DELETED = "queue deleted"
     RESULTS_DELETED = "results exchange deleted"
@@ -50,6 +51,7 @@ class FaultKind(enum.StrEnum):
     PATH_CUT = "path cut"
     PATH_REFUSED = "path refused"
     UPSTREAM_AWAY = "upstream away"
+    UPSTREAM_SILENT = "upstream does not answer"
     FORCE_PUSHED = "pull request force-pushed"
     PR_DELETED = "pull request deleted"
     BRANCH_RENAMED = "branch becomes a folder"
@@ -62,9 +64,13 @@ class FaultKind(enum.StrEnum):
     CHILD_KILLED = "child killed"
     BUILDER_KILLED = "nix's builder killed"
     COLLECTED = "store collected"
+    NIX_DAEMON_RESTARTED = "nix-daemon killed and restarted"
     DISK_FULL = "disk full"
+    INODES_USED_UP = "inodes used up"
+    READ_ONLY = "a directory read-only"
 
 
+_ON_SMALL_DISKS = frozenset({FaultKind.DISK_FULL, FaultKind.INODES_USED_UP, FaultKind.READ_ONLY})
 _WEIGHTS: dict[FaultKind, int] = {
     FaultKind.DAEMON_KILLED: 5,
     FaultKind.DAEMON_RESTARTED: 3,
@@ -75,7 +81,7 @@ _WEIGHTS: dict[FaultKind, int] = {
     FaultKind.CHILD_KILLED: 3,
     FaultKind.CHILD_STOPPED: 2,
 }
-_LONG = frozenset({FaultKind.PATH_FROZEN, FaultKind.PATH_HALF_FROZEN})
+_LONG = frozenset({FaultKind.PATH_FROZEN, FaultKind.PATH_HALF_FROZEN, FaultKind.UPSTREAM_SILENT})
 _JOBS = (JobKind.OK,) * 6 + (JobKind.LOUD,) * 2 + (JobKind.BRANCH,) * 2 + tuple(JobKind)
 
 
@@ -107,7 +113,10 @@ class FaultPlan:
 
 @frozen
 class RoundPlan:
-    """One round: its daemons with so many identities each, its jobs and faults in the order of time."""
+    """One round: its daemons with so many identities each, its jobs and faults in the order of time.
+
+    ``served``: the remote repository is behind a network; ``nix_daemon``: builds go through one.
+    """
 
     seed: int
     daemons: int
@@ -115,6 +124,8 @@ class RoundPlan:
     acknowledgement_timeout: bool
     hold_seconds: float
     small_disks: bool
+    served: bool
+    nix_daemon: bool
     jobs: tuple[JobPlan, ...]
     faults: tuple[FaultPlan, ...]
 
@@ -134,7 +145,7 @@ SMALL = Size(span_seconds=9.0, jobs=8, faults=4)
 def draw_round(seed: int, size: Size, only: Sequence[FaultKind] = ()) -> RoundPlan:
     """The round of a seed; with ``only``, no other faults."""
     chance = random.Random(seed)
-    kinds = tuple(only or (kind for kind in FaultKind if kind is not FaultKind.DISK_FULL or namespaces_work()))
+    kinds = tuple(only or (kind for kind in FaultKind if kind not in _ON_SMALL_DISKS or namespaces_work()))
     weights = [_WEIGHTS.get(kind, 1) for kind in kinds]
     daemons = chance.choice((1, 1, 2))
     acknowledgement_timeout = chance.random() < 0.25
@@ -159,7 +170,9 @@ def draw_round(seed: int, size: Size, only: Sequence[FaultKind] = ()) -> RoundPl
         identities=chance.choice((1, 2, 3)),
         acknowledgement_timeout=acknowledgement_timeout,
         hold_seconds=chance.choice((0.0, 2.0, 300.0)),
-        small_disks=any(fault.kind is FaultKind.DISK_FULL for fault in faults),
+        small_disks=any(fault.kind in _ON_SMALL_DISKS for fault in faults),
+        served=any(fault.kind is FaultKind.UPSTREAM_SILENT for fault in faults),
+        nix_daemon=any(fault.kind is FaultKind.NIX_DAEMON_RESTARTED for fault in faults),
         jobs=tuple(sorted(jobs, key=lambda job: job.at_seconds)),
         faults=tuple(sorted(faults, key=lambda fault: fault.at_seconds)),
     )

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 
 from ofborg_async.lab.chaos.ground import Ground
 from ofborg_async.lab.chaos.jobs import BRANCHES, Job
@@ -94,16 +93,8 @@ async def halve_clone(ground: Ground, fault: FaultPlan) -> None:
 
 async def collect(ground: Ground, _: FaultPlan) -> None:
     """The garbage collection of nix."""
-    await ground.store.nix("nix-store", "--gc")
-
-
-async def fill_disk(ground: Ground, fault: FaultPlan) -> None:
-    """No byte is free where a builder has its state and its roots, for a while."""
-    disk = ground.stands[fault.daemon].disk
-    if disk is not None:
-        await anyio.to_thread.run_sync(disk.fill)
-        await anyio.sleep(fault.seconds)
-        disk.empty()
+    async with ground.nix_lock:
+        await ground.store.nix("nix-store", "--gc")
 
 
 def repositories(ground: Ground, daemon: int) -> list[Path]:

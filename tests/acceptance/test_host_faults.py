@@ -1,0 +1,375 @@
+"""Every fault of the host in every phase of a job: what becomes of it, and never a Failure for the pull request.
+
+The table has a cell for each fault and phase: a fault that is done here to a real daemon, the test elsewhere that does
+it, or the reason why it cannot happen. Here each job is held in its phase by a wrapper of git or nix, the fault is
+done, and the job goes on; its message must go back to the queue for the right reason, and once the fault is over the
+same job must be built, with one result.
+"""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+from attrs import define, field, frozen
+from waits import eventually
+
+import ofborg_async
+from ofborg_async.errors import FaultKind
+from ofborg_async.lab.chaos.smalldisk import SmallDisk, small_disk
+from ofborg_async.lab.farm import DaemonProcess, Farm, open_farm
+from ofborg_async.lab.namespace import namespaces_work
+from ofborg_async.lab.rabbitmq import Broker
+from ofborg_async.lab.servers import base_environment
+from ofborg_async.lab.upstream import package_set
+from ofborg_async.model.status import IdentityState
+
+SYSTEM = "x86_64-linux"
+PHASES = ("fetch", "checkout", "evaluate", "build", "report")
+TOOLS = {
+    "fetch": ("git", "fetch"),
+    "merge": ("git", "merge-base"),
+    "checkout": ("git", "checkout"),
+    "evaluate": ("nix-instantiate", ""),
+    "build": ("nix-build", ""),
+}
+LATE_BROKER = "test_redelivery.py::test_a_broker_that_is_away_at_the_end_of_the_build_gets_the_result_later"
+KEPT_LOCK = "test_checkout_beside_original.py::test_lock_that_the_original_keeps_is_a_fault_that_names_it"
+LATE_KILL = "test_redelivery.py::test_a_daemon_killed_with_a_computed_result_sends_it_and_does_not_build_again"
+AS_A_USER = (str(shutil.which("setpriv")), "--bounding-set=-dac_override,-dac_read_search", "--")
+"""Root, for whom permissions count all the same."""
+
+
+@frozen
+class Done:
+    """A fault that is done here: ``strike`` and ``heal`` it, and of which ``kind`` the daemon must say it is.
+
+    ``wrapper``: what the held tool does when it goes on, in shell. ``hold_at``: another moment than the phase's own.
+    """
+
+    kind: FaultKind
+    strike: Callable[[Host], Awaitable[None]] | None = None
+    heal: Callable[[Host], Awaitable[None]] | None = None
+    wrapper: str = ""
+    hold_at: str = ""
+
+
+@define
+class Host:
+    """A daemon whose state and roots are on a small disk of their own, with wrappers of its tools."""
+
+    farm: Farm
+    disk: SmallDisk
+    place: Path
+    daemon: DaemonProcess = field(init=False)
+    jobs: int = 0
+
+    @property
+    def programs(self) -> Path:
+        return self.place / "programs"
+
+    def wrap(self) -> None:
+        """Put what the daemon needs of programs into a directory that is all of its PATH."""
+        self.programs.mkdir()
+        path = base_environment()["PATH"]
+        for name in ("git", "nix-instantiate", "nix-build", "nix-store", "nix", "sh", "setpriv"):
+            real = shutil.which(name, path=path)
+            assert real is not None, name
+            if name in {tool for tool, _ in TOOLS.values()}:
+                (self.programs / f"real-{name}").symlink_to(real)
+                self.unhide(name)
+            else:
+                (self.programs / name).symlink_to(real)
+
+    def unhide(self, name: str) -> None:
+        real = Path(self.programs / f"real-{name}").readlink()
+        script = self.programs / name
+        script.write_text(
+            f'#!/bin/sh\nreal={real}\ncase " $* " in $(cat {self.place}/held/{name} 2>/dev/null || echo none))\n'
+            f"mkdir {self.place}/reached 2>/dev/null && while [ ! -e {self.place}/go ]; do sleep 0.02; done\n"
+            f'. {self.place}/wrapper;; esac\nexec $real "$@"\n'.replace("cat ", "/bin/cat ")
+            .replace("mkdir ", "/bin/mkdir ")
+            .replace("sleep ", "/bin/sleep ")
+        )
+        script.chmod(0o755)
+
+    async def hide(self, name: str) -> None:
+        (self.programs / name).unlink()
+
+    def hold(self, phase: str, wrapper: str) -> None:
+        tool, word = TOOLS[phase]
+        for old in (self.place / "reached", self.place / "held"):
+            shutil.rmtree(old, ignore_errors=True)
+        (self.place / "go").unlink(missing_ok=True)
+        (self.place / "wrapper").write_text(f"{wrapper}\n")
+        (self.place / "held").mkdir()
+        (self.place / "held" / tool).write_text(f"* {word} *" if word else "*")
+
+    def release(self) -> None:
+        (self.place / "go").touch()
+
+    async def submit(self) -> None:
+        self.jobs += 1
+        salted = package_set()["default.nix"].replace('"-c" script ]', f'"-c" script ]; salt = "{self.jobs}"')
+        head = await self.farm.upstream.open_pr(self.jobs, {"default.nix": salted})
+        await self.farm.submit(SYSTEM, self.farm.upstream.job(self.jobs, head, ["ok"]))
+
+    def went_back(self, kind: FaultKind) -> int:
+        return self.daemon.log.read_text().count(f"goes back to its queue ({kind}: ")
+
+    async def go_through(self, phase: str, done: Done) -> None:
+        """One job, held in its phase, with the fault; then without."""
+        before = self.went_back(done.kind)
+        self.hold(done.hold_at or phase, done.wrapper)
+        await self.submit()
+        await eventually(f"the job is in its phase {phase}", (self.place / "reached").exists)
+        if done.strike is not None:
+            await done.strike(self)
+        self.release()
+        try:
+            await eventually(
+                f"{phase}: goes back for {done.kind}",
+                lambda: self.went_back(done.kind) > before or len(self.farm.tap.results()) == self.jobs,
+            )
+            assert len(self.farm.tap.results()) == self.jobs - 1, self.farm.tap.results()[-1]["output"]
+        finally:
+            (self.place / "wrapper").write_text("")
+            if done.heal is not None:
+                await done.heal(self)
+        results = await self.farm.tap.wait_for_results(self.jobs)
+        assert [result["status"] for result in results] == ["Success"] * self.jobs
+        assert (await self.daemon.status()).identities[0].restarts == 0
+
+
+async def use_up_inodes(host: Host) -> None:
+    host.disk.use_up_inodes()
+
+
+async def give_back_inodes(host: Host) -> None:
+    host.disk.give_back_inodes()
+
+
+async def fill(host: Host) -> None:
+    host.disk.fill()
+
+
+async def empty(host: Host) -> None:
+    host.disk.empty()
+
+
+def read_only(place: str, *, on: bool) -> Callable[[Host], Awaitable[None]]:
+    async def do(host: Host) -> None:
+        await host.disk.set_read_only(host.place / "disk" / place, on=on)
+
+    return do
+
+
+async def take_upstream_away(host: Host) -> None:
+    host.farm.upstream.path.rename(host.farm.upstream.path.with_name("away"))
+
+
+async def bring_upstream_back(host: Host) -> None:
+    host.farm.upstream.path.with_name("away").rename(host.farm.upstream.path)
+
+
+async def unhide_git(host: Host) -> None:
+    host.unhide("git")
+
+
+async def unhide_build(host: Host) -> None:
+    host.unhide("nix-build")
+
+
+def denied(place: str) -> Done:
+    async def strike(host: Host) -> None:
+        (host.disk.view / place).chmod(0)
+
+    async def heal(host: Host) -> None:
+        (host.disk.view / place).chmod(0o700)
+
+    return Done(FaultKind.PERMISSION, strike, heal)
+
+
+READ_ONLY_STATE = partial(Done, FaultKind.PERMISSION, read_only("state", on=True), read_only("state", on=False))
+KILLED = "kill -KILL $$"
+NOT_USED = "git has done its part when nix begins, and nix begins when git has"
+NOTHING_NEW = "the journal and the log are open, and what is written has its place (journal.reserve)"
+ANY_SQLITE = "as a full disk: whatever SQLite says is a HostFault of the disk (journal/writer.py, _translate)"
+
+MATRIX: dict[str, dict[str, Done | str]] = {
+    "disk full": {
+        "fetch": Done(FaultKind.DISK, fill, empty),
+        "checkout": "tests/checkout/test_checkout_dirt.py::test_full_disk_is_a_fault_of_the_disk",
+        "evaluate": "tests/nix/test_nix_evaluate.py::test_a_full_disk",
+        "build": "tests/nix/test_nix_build.py::test_a_build_that_fills_the_disk_is_the_hosts_fault",
+        "report": "tests/journal/test_journal_disk.py::test_results_are_recorded_on_a_full_disk",
+    },
+    "inodes used up": {
+        "fetch": Done(FaultKind.DISK, use_up_inodes, give_back_inodes),
+        "checkout": Done(FaultKind.DISK, use_up_inodes, give_back_inodes),
+        "evaluate": Done(FaultKind.DISK, use_up_inodes, give_back_inodes),
+        "build": "as a full disk: the kernel says ENOSPC for both, and so does nix",
+        "report": NOTHING_NEW,
+    },
+    "read-only": {
+        "fetch": READ_ONLY_STATE(),
+        "checkout": Done(FaultKind.PERMISSION, read_only("roots", on=True), read_only("roots", on=False)),
+        "evaluate": READ_ONLY_STATE(),
+        "build": "a build writes to nix's store alone, whose trouble nix-daemon tells as its own",
+        "report": ANY_SQLITE,
+    },
+    "permission lost": {
+        "fetch": denied("state/mirrors"),
+        "checkout": denied("roots/host/repo"),
+        "evaluate": denied("state/gcroots"),
+        "build": "a build writes to nix's store alone; what it reads of the tree was read by the evaluation",
+        "report": NOTHING_NEW,
+    },
+    "network away": {
+        "fetch": Done(FaultKind.NETWORK, take_upstream_away, bring_upstream_back),
+        "checkout": "a checkout has all objects (tests/checkout/test_checkout_prepare.py proves the commands)",
+        "evaluate": "restricted evaluation fetches nothing",
+        "build": "only a fixed-output derivation has the network: that its source is away is the build's own outcome",
+        "report": f"tests/acceptance/{LATE_BROKER}",
+    },
+    "git missing": {
+        "fetch": Done(FaultKind.PROCESS, lambda host: host.hide("git"), unhide_git),
+        "checkout": Done(FaultKind.PROCESS, lambda host: host.hide("git"), unhide_git, hold_at="merge"),
+        "evaluate": NOT_USED,
+        "build": NOT_USED,
+        "report": NOT_USED,
+    },
+    "git killed": {
+        "fetch": "tests/checkout/test_checkout_dirt.py::test_fetch_that_is_killed_is_done_again",
+        "checkout": Done(FaultKind.MEMORY, wrapper=KILLED),
+        "evaluate": NOT_USED,
+        "build": NOT_USED,
+        "report": NOT_USED,
+    },
+    "nix missing": {
+        "fetch": NOT_USED,
+        "checkout": NOT_USED,
+        "evaluate": "tests/nix/test_nix_evaluate.py::test_no_nix_on_the_path",
+        "build": Done(FaultKind.PROCESS, lambda host: host.hide("nix-build"), unhide_build, hold_at="evaluate"),
+        "report": NOT_USED,
+    },
+    "nix-daemon gone": {
+        "fetch": NOT_USED,
+        "checkout": NOT_USED,
+        "evaluate": "tests/nix/test_nix_evaluate.py::test_no_daemon",
+        "build": "tests/nix/test_nix_build.py::test_a_daemon_that_dies_is_the_hosts_fault",
+        "report": NOT_USED,
+    },
+    "out of memory": {
+        "fetch": Done(FaultKind.MEMORY, wrapper=KILLED),
+        "checkout": "git killed, checkout",
+        "evaluate": "tests/nix/test_nix_evaluate.py::test_killed_as_when_memory_runs_out",
+        "build": "tests/nix/test_nix_build.py::test_a_signal_from_outside_is_the_hosts_fault",
+        "report": f"tests/acceptance/{LATE_KILL}",
+    },
+    "lock held": {
+        "fetch": "test_a_mirror_that_another_process_holds",
+        "checkout": f"tests/checkout/{KEPT_LOCK}",
+        "evaluate": "nix waits for its own locks within the attempt's time",
+        "build": "nix waits for its own locks within the attempt's time",
+        "report": ANY_SQLITE,
+    },
+}
+HERE = [fault for fault, row in MATRIX.items() if any(isinstance(cell, Done) for cell in row.values())]
+
+
+@asynccontextmanager
+async def host_of(place: Path, broker: Broker, **changes: object) -> AsyncIterator[Host]:
+    (place / "disk").mkdir()
+    quick = {"limits__host_fault_retries": 1, "limits__host_fault_backoff_seconds": 0.05}
+    quick |= {"limits__quarantine_after": 1000, "limits__max_attempts": 1000, "limits__fetch_timeout_seconds": 10}
+    floors = {"limits__disk_floor_bytes": 0, "limits__disk_floor_inodes": 0}
+    async with (
+        open_farm(place / "farm", broker, SYSTEM) as farm,
+        small_disk(place / "disk", place / "disk.log") as disk,
+    ):
+        host = Host(farm, disk, place)
+        host.wrap()
+        root = str(place / "disk" / "roots" / "host")
+        file = farm.configuration({"name": "host", "checkout.root": root}, **{**quick, **floors, **changes})
+        environment = {
+            "PATH": str(host.programs),
+            "OFBORG_ASYNC_STATE_DIR": str(place / "disk" / "state"),
+            "OFBORG_ASYNC_BACKOFF_FIRST_SECONDS": "0.1",
+            "OFBORG_ASYNC_BACKOFF_MAX_SECONDS": "0.3",
+            "OFBORG_ASYNC_RESTART_INTENSITY": "1",
+            # Whatever working directory the prefix leaves it in.
+            "PYTHONPATH": str(Path(ofborg_async.__file__).parents[1]),
+        }
+        async with farm.daemon(file, environment=environment, prefix=(*disk.prefix, *AS_A_USER)) as daemon:
+            host.daemon = daemon
+            try:
+                yield host
+            finally:
+                host.release()  # else what is held would wait for good
+            assert await daemon.stop() == 0
+
+
+needs_namespaces = pytest.mark.skipif(not namespaces_work(), reason="takes mount namespaces: Linux, root")
+
+
+@needs_namespaces
+@pytest.mark.parametrize("fault", HERE)
+async def test_a_fault_in_every_phase(tmp_path: Path, broker: Broker, fault: str) -> None:
+    async with host_of(tmp_path, broker) as host:
+        for phase, cell in MATRIX[fault].items():
+            if isinstance(cell, Done):
+                await host.go_through(phase, cell)
+
+
+@needs_namespaces
+async def test_a_mirror_that_another_process_holds(tmp_path: Path, broker: Broker) -> None:
+    async with host_of(tmp_path, broker, limits__fetch_timeout_seconds=0.3) as host:
+        lock = host.disk.view / "state/mirrors" / f"{host.daemon.pid}.lock"
+        await host.submit()
+        await host.farm.tap.wait_for_results(1)
+        (lock,) = (host.disk.view / "state/mirrors").glob("*.lock")
+        with lock.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            await host.submit()
+            await eventually("it goes back", lambda: host.went_back(FaultKind.LOCK))
+        assert {r["status"] for r in await host.farm.tap.wait_for_results(2)} == {"Success"}
+
+
+@needs_namespaces
+async def test_a_state_disk_that_stays_full_ends_no_identity(tmp_path: Path, broker: Broker) -> None:
+    """The journal takes nothing, so nothing is built; whatever that lasts, it goes on by itself afterwards."""
+    async with host_of(tmp_path, broker) as host:
+        host.disk.fill()
+        with suppress(FileNotFoundError):
+            (host.disk.view / "state/journal.reserve").unlink()
+        host.disk.fill()
+        await host.submit()
+        await eventually("it is tried again and again", lambda: host.went_back(FaultKind.DISK) >= 6)
+        identity = (await host.daemon.status()).identities[0]
+        assert identity.state in {IdentityState.IDLE, IdentityState.BUSY, IdentityState.STARTING}
+        assert "disk" in identity.last_error
+        assert "unexpectedly" not in host.daemon.log.read_text()
+        host.disk.empty()
+        assert [r["status"] for r in await host.farm.tap.wait_for_results(1)] == ["Success"]
+        await host.farm.until_settled()
+        assert len(host.farm.tap.results()) == 1
+
+
+def test_every_fault_has_a_cell_for_every_phase_and_every_named_test_exists() -> None:
+    tests = Path(__file__).parents[1]
+    for fault, row in MATRIX.items():
+        assert tuple(row) == PHASES, fault
+        for cell in row.values():
+            if isinstance(cell, str) and "::" in cell:
+                file, _, name = cell.partition("::")
+                tree = ast.parse((tests.parent / file).read_text())
+                assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef)}, cell
+            elif isinstance(cell, str) and cell.startswith("test_"):
+                assert cell in globals()
