@@ -25,7 +25,8 @@ from ofborg_async.lab.commands import run
 from ofborg_async.lab.servers import Server, base_environment
 from ofborg_async.lab.store import remove_tree, write_nix_conf
 
-# A root in memory with everything of the machine's bound into it, a copy of /etc, and a /nix of its own.
+# A root in memory with everything of the machine's bound into it, a copy of /etc, and a /nix of its own. Without the
+# directory that nix as root makes where it has no sandbox, and before which it then refuses to build.
 _SCRIPT = """
 set -e
 place=$1 cwd=$PWD
@@ -34,7 +35,7 @@ mount -t tmpfs -o mode=755 tmpfs "$place/root"
 cd "$place/root"
 for each in /*; do
   case $each in
-    /nix) ;;
+    /nix|/homeless-shelter) ;;
     /etc) cp -a /etc . ;;
     *) if [ -L "$each" ]; then cp -P "$each" .
        elif [ -d "$each" ]; then mkdir ".$each"; mount --rbind "$each" ".$each"; fi ;;

@@ -294,7 +294,7 @@ async def test_the_sandbox_is_tried(sandbox: str, tmp_path: Path, broker: Broker
 def assert_sandbox(told: Told, *, sandboxed: bool) -> None:
     expected = set() if sandboxed else {("R18", "failure"), ("R22", "failure")}
     assert told.notable == expected, told.findings
-    assert told.status == status_of(*(verdict for _, verdict in expected))
+    assert told.status == (max((1 for each in told.findings if each["verdict"] != "ok"), default=0) if sandboxed else 2)
     if not sandboxed:
         (finding,) = told.of("R22")
         assert "not sandboxed: a build saw" in finding["cause"]
