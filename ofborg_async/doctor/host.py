@@ -128,7 +128,10 @@ def examine_homeless(sandboxed: bool | None, place: Path = HOMELESS) -> Finding:
     """The directory that must not be: nix without a sandbox, as root, makes it and then refuses every build (D23)."""
     if not os.path.lexists(place):
         return _host("D23", str(place), Verdict.OK, "does not exist, as it should be")
-    remedy = f"rmdir {place}, and see to it that builds are sandboxed: an unsandboxed build as root makes it again"
+    remedy = (
+        f"rm -r {place}, and see to it that builds are sandboxed: nix as root makes it again for an unsandboxed build, "
+        "or for an evaluation that fetches"
+    )
     if sandboxed:
         cause = f"{place} exists: it tells of builds without a sandbox, and without one nix would refuse to build"
         return _host("D23", str(place), Verdict.WARNING, cause, remedy)
