@@ -54,8 +54,10 @@ class Gated:
         await self.farm.until_settled(deadline_seconds=120)
         results = self.farm.tap.results()
         assert {(r["status"], r["attempt_id"]) for r in results} == {("Success", results[0]["attempt_id"])}
-        others = [m for m in self.farm.tap.on("logs") if "line_number" not in m.payload and not m.redelivered]
-        kinds = ["BuildResult" if "tag" in m.payload else "LogStart" for m in others]
+        others = [m for m in self.farm.tap.on("logs") if "line_number" not in m.payload]
+        # The tap loses its connections too: what it had not acknowledged then comes again, as redelivered.
+        published = [m for n, m in enumerate(others) if not (m.redelivered and m.body in [o.body for o in others[:n]])]
+        kinds = ["BuildResult" if "tag" in m.payload else "LogStart" for m in published]
         assert kinds == ["LogStart", "BuildResult"]
         lines = self.lines()
         assert sorted(lines) == [(results[0]["attempt_id"], n) for n in range(1, len(lines) + 1)]
