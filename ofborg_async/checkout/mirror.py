@@ -20,10 +20,12 @@ from ofborg_async.checkout import disk
 from ofborg_async.checkout.git import BoundGit, Git, GitFault, text_of
 from ofborg_async.checkout.layout import branch_key, mirror_name
 from ofborg_async.checkout.validate import is_commit_name, refuse_branch, shown
+from ofborg_async.checkout.words import read_failure
 from ofborg_async.clock import Clock
 from ofborg_async.errors import FaultKind, HostFault, LockHeldError
 from ofborg_async.locks import HolderNote, LockManager
 from ofborg_async.model.checkout import Gone, Refused
+from ofborg_async.process import Completed
 
 _log = logging.getLogger(__name__)
 
@@ -206,7 +208,7 @@ class _Fetch:
             branch = default
         trees = _trees(self.request)
         try:
-            await self._git(
+            done = await self._run(
                 "fetch",
                 "--quiet",
                 "--no-tags",
@@ -223,6 +225,9 @@ class _Fetch:
             )
         except GitFault as fault:
             return self._outcome_of(fault, branch)
+        if (reading := read_failure(done.stderr, done.returncode)).objects_damaged:
+            # It was fetched all the same, but every later command would stumble over the broken pack.
+            raise GitFault(self._what, done.returncode, reading)
         base, tip = await self._tip(f"{trees}/base"), await self._tip(f"{trees}/head")
         return Fetched(branch=branch, base=base, tip=tip)
 
@@ -250,14 +255,15 @@ class _Fetch:
             return Refused("repositories whose objects are named by SHA-256 are not supported")
         raise fault
 
+    @property
+    def _what(self) -> str:
+        return f"fetching from {shown(self.request.url)}"
+
     async def _git(self, *words: str) -> str:
-        done = await self.git.run(
-            self.path,
-            *words,
-            what=f"fetching from {shown(self.request.url)}",
-            fault_of_deadline=FaultKind.NETWORK,
-        )
-        return text_of(done)
+        return text_of(await self._run(*words))
+
+    async def _run(self, *words: str) -> Completed:
+        return await self.git.run(self.path, *words, what=self._what, fault_of_deadline=FaultKind.NETWORK)
 
     async def _tip(self, ref: str) -> str:
         """What one of our refs points at. It is a file of its own: nothing packs them here."""

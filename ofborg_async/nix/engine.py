@@ -77,5 +77,9 @@ class NixEngine:
         self._session.drop(attempt_id)
         self._ahead.pop(attempt_id, None)
         directory = self._session.attempt_dir(attempt_id)
-        if directory.exists():
+        try:
+            was_made = directory.exists()
+        except OSError:  # what cannot be seen cannot be removed; the next start does
+            was_made = False
+        if was_made:
             await to_thread.run_sync(lambda: shutil.rmtree(directory, ignore_errors=True))

@@ -9,11 +9,10 @@ from ofborg_async.cli import main
 from ofborg_async.journal import opening
 from ofborg_async.supervisor import daemon
 
-opening.BUSY_SECONDS = 0.2
-daemon.TICK_SECONDS = 0.1
-daemon.PRUNE_SECONDS = 0.3
-vars(daemon)["SURE_SECONDS"] = 0.2  # it is defined elsewhere
-
-if __name__ == "__main__":
+if __name__ == "__main__":  # who imports this wants to know where it is
+    opening.BUSY_SECONDS = 0.2
+    daemon.TICK_SECONDS = 0.1
+    daemon.PRUNE_SECONDS = 0.3
+    vars(daemon)["SURE_SECONDS"] = 0.2  # it is defined elsewhere
     python, minus_m, module, *words = sys.argv[1:]
     sys.exit(main(words))

@@ -68,8 +68,8 @@ THIRD_PARTY = {
 }
 """All that the daemon loads beside Python itself. asyncssh, rich, psutil and the tests' tools are not among it."""
 
-OWN_MODULES = 160
-"""Was 154, 45 KiB each on the average. Commands, rendering, SSH and the lab are no part of the daemon."""
+OWN_MODULES = 165
+"""Was 161, 45 KiB each on the average. Commands, rendering, SSH and the lab are no part of the daemon."""
 
 ALL_MODULES = 500
 """Was 465 with those of Python itself, which differ by its version."""

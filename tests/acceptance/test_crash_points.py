@@ -114,11 +114,10 @@ async def unroutable(visit: Visit, point: CrashPoint) -> None:
 
 async def locked_journal(visit: Visit, point: CrashPoint) -> None:
     """An attempt whose beginning could not be written is taken back, and its message is built as another attempt."""
-    restarts = await restarts_of(visit)
     with closing(sqlite3.connect(visit.daemon.state_dir / "journal.sqlite3", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         job = await visit.submit()
-        await eventually("a failure", lambda: has_restarted(visit, restarts))
+        await eventually("a failure", lambda: failure_of(visit))
         visit.arm(point)
         other.execute("ROLLBACK")
     await visit.died()
@@ -261,12 +260,8 @@ def kill_the_build(visit: Visit) -> None:
     os.kill(build, signal.SIGKILL)
 
 
-async def restarts_of(visit: Visit) -> int:
-    return sum(identity.restarts for identity in (await visit.daemon.status()).identities)
-
-
-async def has_restarted(visit: Visit, before: int) -> bool:
-    return await restarts_of(visit) > before
+async def failure_of(visit: Visit) -> str:
+    return next((identity.last_error for identity in (await visit.daemon.status()).identities), "")
 
 
 async def paused(visit: Visit) -> int:

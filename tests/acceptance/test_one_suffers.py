@@ -87,7 +87,7 @@ async def test_a_root_that_cannot_be_used(tmp_path: Path, broker: Broker) -> Non
             return await both.state() is IdentityState.QUARANTINED
 
         await eventually("quarantine", quarantined, UNWELL_SECONDS)
-        _, text = await command(both.daemon, "why", "poor")
+        _, text = await command(both.daemon, "why", "poor", "--json")
         assert str(both.root) in text
         assert (await command(both.daemon, "status"))[0] > 0
         assert (await both.farm.queues())[f"build-inputs-{POOR}"].messages == 1
