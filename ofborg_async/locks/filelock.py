@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from attrs import asdict, frozen
 
 from ofborg_async.clock import Clock, rfc3339
 from ofborg_async.errors import FaultKind, HostFault, LockHeldError
+
+_log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_SECONDS = 0.005
 _LONGEST_PAUSE_SECONDS = 0.25
@@ -107,7 +110,7 @@ class FileLock:
         """Take the lock, asking again for at most ``deadline_seconds``, and write ``note`` into the file (ours only).
 
         ``on_busy`` is told who holds it each time it is not free. Raises LockHeldError at the deadline, HostFault
-        (LOCK, DISK).
+        (LOCK, DISK, PERMISSION).
         """
         over = anyio.current_time() + deadline_seconds
         pauses = backoff()
@@ -127,12 +130,20 @@ class FileLock:
         return HolderNote.parse(os.pread(self._descriptor, _NOTE_BYTES, 0))
 
     def write_note(self, note: HolderNote) -> None:
-        """Write who holds the lock into the file, which must be one of ours. Raises HostFault (DISK, LOCK)."""
+        """Write who holds the lock into the file, which must be one of ours. Raises HostFault (LOCK, PERMISSION).
+
+        On a full disk the note may be missing: the lock is held all the same.
+        """
+        written = note.to_bytes()
         try:
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, note.to_bytes(), 0)
+            # Over the earlier note before that is cut off: on a full disk the room of it is all there is.
+            os.pwrite(self._descriptor, written, 0)
+            os.ftruncate(self._descriptor, len(written))
         except OSError as error:
-            raise lock_fault(error, self.path) from error
+            fault = lock_fault(error, self.path)
+            if fault.kind is not FaultKind.DISK:
+                raise fault from error
+            _log.warning("%s is held, but does not say by whom: %s", self.path, fault)
 
     def close(self) -> None:
         """Close the file, and with it give the lock back unless a child has it too. More often does nothing."""

@@ -78,6 +78,18 @@ async def test_a_longer_note_of_before_is_overwritten(tmp_path: Path) -> None:
     lock.close()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="takes a file that is always full: Linux")
+async def test_a_full_disk_costs_the_note_and_not_the_lock(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "lock"
+    path.symlink_to("/dev/full")
+    note = HolderNote.of_this_process("mac1-a", SystemClock())
+    lock = await acquire_file_lock(path, deadline_seconds=0, note=note)
+    assert "does not say by whom" in caplog.text
+    with pytest.raises(LockHeldError):
+        await acquire_file_lock(path, deadline_seconds=0)
+    lock.close()
+
+
 async def test_a_lock_is_taken_once_its_holder_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with held_elsewhere(path) as other, anyio.fail_after(20):
