@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -123,8 +124,9 @@ def _of_this_run(place: Path) -> list[ProcessInfo]:
 
 
 def _knows(pid: int, place: Path) -> bool:
-    path = os.fsencode(place)
-    if any(path in _read(pid, name) for name in ("cmdline", "environ")):
+    # Not another run's, whose directory has a name that only begins like ours.
+    path = re.compile(re.escape(os.fsencode(place)) + rb"(?![\w.-])")
+    if any(path.search(_read(pid, name)) for name in ("cmdline", "environ")):
         return True
     with suppress(OSError):
         return (Path("/proc") / str(pid) / "cwd").readlink().is_relative_to(place)

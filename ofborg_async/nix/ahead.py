@@ -15,20 +15,23 @@ attr; when it has all it asks for their paths, and then builds. Our second "attr
 What makes it equal to nix-instantiate and nix-build one after the other:
 
 - The build is that of the same derivation and output by the same program with the same options.
-- What the evaluation prints is no line of the build when it comes from imports, and comes again when it is a trace. So
-  when there is any, the process is ended at the line that names the derivation, and the build evaluates in the
-  original's form, as it does after nix-instantiate has printed something.
+- What the evaluation prints begins the log of the build, as with a nix-build that evaluates for the second time after
+  nix-instantiate. What it imports is built by then, so those lines are left out (``noise.printed_again``).
 - Errors are taken as they are only from an evaluation that failed between ``root`` and ``peek``, or after ``failed``
   with nothing else in between (then nothing was printed twice), if no frame of our expression shows in them, as it may
   where nix remembers a failure, and the host is not named. Anything else is evaluated anew in the original's form. The
   name of the root, which has the random word, is taken out of the message that an attr is missing.
 - The time limit of an evaluation ends it before the derivation is named, that of the attempt after; the time between
   TERM and KILL changes likewise.
-- Running, it protects the derivation from the collector. A build that has to begin again may find it collected, and
-  then evaluates in the original's form.
+- Running, it protects the derivation from the collector. A build that has to begin again may find it collected, or
+  evaluates in the original's form anyway since something was printed.
 
-A large evaluation gains nothing, and would keep its memory for as long as the build takes. So it is ended when it has
-named the derivation, and ``Evaluator`` does not begin one where the last evaluation was large.
+Once the derivation is named we do not end the process for a reason of our own: on a busy host a small derivation is
+built before we have read its name, or before a signal arrives, and no second build would print those lines again. (It
+is ended if it printed more than is kept, or if the output has a name that no command line can have.)
+
+A large evaluation gains nothing, and keeps its memory for as long as the build takes. So ``Evaluator`` does not begin
+one where the last evaluation was large.
 """
 
 from __future__ import annotations
@@ -43,12 +46,12 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from ofborg_async.errors import HostFault
 from ofborg_async.model.evaluation import EvalRequest
-from ofborg_async.nix import argv, strategy
+from ofborg_async.nix import argv
 from ofborg_async.nix.faults import fault_of_signal
 from ofborg_async.nix.instantiate import CAPTURE_BYTES, Failed, Instantiated, fault_said
-from ofborg_async.nix.noise import has_printed, without_restricted
+from ofborg_async.nix.noise import has_printed, printed_again, without_restricted
 from ofborg_async.nix.session import STOP_BUILD, STOP_EVALUATION, Session
-from ofborg_async.process import Command, Completed
+from ofborg_async.process import Command, Completed, cpu_seconds_of
 from ofborg_async.waiting import at_most, idle
 
 # The mark at its end tells that the name of the output has no newline.
@@ -71,14 +74,16 @@ _STAGES = {b"root": _Stage.ROOT, b"peek": _Stage.PEEK, b"failed": _Stage.FAILED}
 
 
 class Ahead:
-    """The process of one plain attr. It is begun by ``evaluate`` and may run on until ``finish``."""
+    """The process of one plain attr. It is begun by ``evaluate`` and may run on until ``finish``.
+
+    ``cpu_seconds`` is what the evaluation took of a processor; where the system does not tell, of time.
+    """
 
     def __init__(self, session: Session, request: EvalRequest, attr: str) -> None:
         self._session = session
         self._request = request
         self._nonce = secrets.token_hex(8)
         self._words = argv.build_ahead(session.settings, request.system, request.subset, attr, self._nonce)
-        self._began = session.clock.monotonic()
         self._stage = _Stage.BEGUN
         self._kept_bytes = 0
         # Lines so far: of the evaluation, then those of the build until somebody takes them.
@@ -92,6 +97,9 @@ class Ahead:
         self._fault: HostFault | None = None
         self._ended = anyio.Event()
         self.runs_on = False
+        self.cpu_seconds = 0.0
+        self._pid = 0
+        self._began = session.clock.monotonic()
 
     async def evaluate(self, group: TaskGroup) -> Instantiated | Failed | None:
         """Begin, in ``group``, and return when the attr is instantiated or the process has ended.
@@ -131,8 +139,9 @@ class Ahead:
         with at_most(seconds) as self._scope:
             try:
                 done = await session.spawner.stream(
-                    Command(self._words, session.environment(request.tree), request.tree, request.descriptors),
+                    Command(self._words, session.environment(request), request.tree, request.descriptors),
                     on_lines=self._take,
+                    on_start=self._started,
                     line_bytes=session.limits.line_bytes,
                     deadline_seconds=max(0.0, session.remaining_seconds(request.attempt_id)),
                     what=f"nix-build of one attr in {request.tree}",
@@ -144,8 +153,13 @@ class Ahead:
             else:
                 session.book(request.attempt_id, done)
                 self._done = done
+                if not self.runs_on:
+                    self.cpu_seconds = done.cpu_seconds
         if self._fault is None and self._stage is not _Stage.INSTANTIATED:
             self._outcome = self._of_its_end()
+
+    def _started(self, pid: int) -> None:
+        self._pid = pid
 
     def _take(self, lines: list[bytes]) -> None:
         if self._sink is not None:
@@ -174,18 +188,20 @@ class Ahead:
             self._lines.append(line)
 
     def _instantiated(self, derivation: bytes, rest: list[bytes]) -> None:
+        if self._scope.cancel_called:
+            return  # its time was over just before, and its end is under way
         self._stage = _Stage.INSTANTIATED
-        is_small = self._session.clock.monotonic() - self._began < strategy.SMALL_SECONDS
-        if match := _DERIVATION.fullmatch(derivation):
-            printed = has_printed(self._lines)
-            self._outcome = Instantiated(None if printed else (match[1].decode(),))
-            self.runs_on = is_small and not printed
-        if self.runs_on:
-            self._scope.deadline = float("inf")
-            self._lines += rest
-            self._task_status.started(self._outcome)
-        else:
+        match = _DERIVATION.fullmatch(derivation)
+        if match is None or self._kept_bytes > CAPTURE_BYTES:
             self._scope.cancel()
+            return
+        self._outcome = Instantiated(None if has_printed(self._lines) else (match[1].decode(),))
+        self._lines = printed_again(self._lines) + rest
+        self._scope.deadline = float("inf")
+        self.runs_on = True
+        spent = cpu_seconds_of(self._pid)
+        self.cpu_seconds = self._session.clock.monotonic() - self._began if spent is None else spent
+        self._task_status.started(self._outcome)
 
     def _of_its_end(self) -> _Outcome:
         """What it came to, when it ended or was ended before a derivation was named."""

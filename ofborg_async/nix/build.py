@@ -126,7 +126,7 @@ class Build:
         """One nix-build. True when its time was over."""
         request = self._request
         done = await self._session.spawner.stream(
-            Command(words, self._session.environment(request.tree), request.tree, request.descriptors),
+            Command(words, self._session.environment(request), request.tree, request.descriptors),
             on_lines=run.take,
             line_bytes=self._session.limits.line_bytes,
             deadline_seconds=seconds,

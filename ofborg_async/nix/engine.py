@@ -25,9 +25,10 @@ from ofborg_async.process import Spawner
 class NixEngine:
     """Runs nix-instantiate and nix-build for one identity.
 
-    ``roots`` is the directory for collector roots, on a path that the collector can see, and owned by this daemon;
-    ``path`` is the PATH of nix; ``parallel()`` is how many evaluations a job may run at once, asked when it starts;
-    ``evidence`` is what the host says of memory and disks (by default of the places this identity's builds write to).
+    ``roots`` is the directory for collector roots and nix's caches, on a path that the collector can see, and owned by
+    this daemon; ``path`` is the PATH of nix; ``parallel()`` is how many evaluations a job may run at once, asked when
+    it starts; ``evidence`` is what the host says of memory and disks (by default of the places this identity's builds
+    write to).
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class NixEngine:
         return self._session.peak_rss_bytes(attempt_id)
 
     async def forget(self, attempt_id: str) -> None:
-        """Drop the collector roots of an attempt. Does nothing when there are none."""
+        """Drop the collector roots and the caches of an attempt. Does nothing when there are none."""
         self._session.drop(attempt_id)
         self._ahead.pop(attempt_id, None)
         directory = self._session.attempt_dir(attempt_id)

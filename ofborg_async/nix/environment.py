@@ -9,8 +9,9 @@ from ofborg_async.model.identity import NixSettings
 
 
 def nix_environment(settings: NixSettings, tree: Path, path: str) -> dict[str, str]:
-    """The complete environment of every nix process: the original's, plus the configured ``nix.environment``.
+    """The original's environment of nix processes, plus the configured ``nix.environment``.
 
+    All that a session's processes have besides is a place for caches (``Session.environment``).
     ``tree`` is the resolved work tree, ``path`` the value of PATH. NIX_REMOTE is set even when it is empty.
     """
     environment = {

@@ -48,11 +48,10 @@ class Evaluator:
     async def run(self) -> Evaluation:
         """Instantiate. Raises HostFault."""
         accepted = [index for index, attr in enumerate(self._request.attrs) if not self._refuse(index, attr)]
-        began = self._session.clock.monotonic()
         if len(accepted) != 1 or not await self._build_ahead(*accepted):
             await self._evaluate(accepted)
-        if len(accepted) == 1:
-            self._session.last_evaluation_seconds = self._session.clock.monotonic() - began
+            if len(accepted) == 1:
+                self._session.last_cpu_seconds = self._instantiation.cpu_seconds
         attrs = self._request.attrs
         return Evaluation(
             attempted=tuple(attr for index, attr in enumerate(attrs) if index not in self._skipped),
@@ -71,7 +70,7 @@ class Evaluator:
     async def _build_ahead(self, index: int) -> bool:
         """Evaluate the only attr by the process that builds it, if it is small. False when that is not known."""
         attr = self._request.attrs[index]
-        is_small = self._session.last_evaluation_seconds < strategy.SMALL_SECONDS
+        is_small = self._session.last_cpu_seconds < strategy.SMALL_CPU_SECONDS
         if self._building is None or not is_small or not argv.is_plain(attr):
             return False
         if self._session.evaluation_seconds(self._request.attempt_id) <= 0:
@@ -80,6 +79,7 @@ class Evaluator:
         outcome = await ahead.evaluate(self._building)
         if outcome is None:
             return False
+        self._session.last_cpu_seconds = ahead.cpu_seconds
         if isinstance(outcome, Failed):
             self._skip(index, outcome.lines)
         else:

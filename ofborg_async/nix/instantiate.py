@@ -54,13 +54,14 @@ class Stopped:
 
 
 class Instantiation:
-    """The runs of nix-instantiate for one request."""
+    """The runs of nix-instantiate for one request. ``cpu_seconds`` is what they have taken of a processor so far."""
 
     def __init__(self, session: Session, request: EvalRequest, links_dir: Path) -> None:
         self._session = session
         self._request = request
         self._links_dir = links_dir
         self._runs = 0
+        self.cpu_seconds = 0.0
 
     async def several(self, attrs: list[str]) -> Instantiated | Stopped:
         """Instantiate ``attrs`` by one process, in the shared form.
@@ -158,7 +159,7 @@ class Instantiation:
     ) -> Completed:
         request = self._request
         done = await self._session.spawner.capture(
-            Command(words, self._session.environment(request.tree), request.tree, request.descriptors),
+            Command(words, self._session.environment(request), request.tree, request.descriptors),
             deadline_seconds=max(seconds, 0.0),
             what=f"nix-instantiate in {request.tree}",
             policy=STOP_EVALUATION,
@@ -168,6 +169,7 @@ class Instantiation:
             attempt_id=request.attempt_id,
         )
         self._session.book(request.attempt_id, done)
+        self.cpu_seconds += done.cpu_seconds
         return done
 
     def _seconds(self) -> float:

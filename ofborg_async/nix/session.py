@@ -7,6 +7,7 @@ from pathlib import Path
 from attrs import define, field
 
 from ofborg_async.clock import Clock
+from ofborg_async.model.evaluation import EvalRequest
 from ofborg_async.model.identity import LimitSettings, NixSettings
 from ofborg_async.nix.environment import nix_environment
 from ofborg_async.nix.host import HostEvidence
@@ -30,7 +31,7 @@ class Session:
     """Settings, tools and the attempts under way.
 
     ``path`` is the PATH of nix; ``roots`` holds the collector roots; ``evidence`` is what the host says of itself.
-    ``last_evaluation_seconds`` is what the evaluation of a single attr took last.
+    ``last_cpu_seconds`` is what the evaluation of a single attr took last, of a processor.
     """
 
     settings: NixSettings
@@ -40,12 +41,17 @@ class Session:
     roots: Path
     path: str
     evidence: HostEvidence
-    last_evaluation_seconds: float = field(default=0.0, init=False)
+    last_cpu_seconds: float = field(default=0.0, init=False)
     _attempts: dict[str, _Attempt] = field(factory=dict, init=False)
 
-    def environment(self, tree: Path) -> dict[str, str]:
-        """The environment of a nix process in ``tree``."""
-        return nix_environment(self.settings, tree, self.path)
+    def environment(self, request: EvalRequest) -> dict[str, str]:
+        """The environment of a nix process for ``request``.
+
+        Its caches are the attempt's own, unless they are configured. In HOME, as root, an evaluation that fetches would
+        make /homeless-shelter, and then nix refuses every build without a sandbox.
+        """
+        caches = {"XDG_CACHE_HOME": str(self.attempt_dir(request.attempt_id) / "cache")}
+        return caches | nix_environment(self.settings, request.tree, self.path)
 
     def remaining_seconds(self, attempt_id: str) -> float:
         """What is left of the attempt's time, which begins with its first evaluation. Negative when it is over."""
@@ -70,7 +76,7 @@ class Session:
         return self.attempt_dir(attempt_id) / str(attempt.evaluations)
 
     def attempt_dir(self, attempt_id: str) -> Path:
-        """The directory with all roots of an attempt. Raises ValueError for an id that is no plain name."""
+        """The directory with all roots and caches of an attempt. Raises ValueError for an id that is no plain name."""
         if not attempt_id.replace("-", "").isalnum():
             raise ValueError(f"an attempt's id names a directory, so it has letters, digits and dashes: {attempt_id!r}")
         return self.roots / attempt_id

@@ -5,6 +5,7 @@ from ofborg_async.process.lines import LineSplitter
 from ofborg_async.process.records import ProcessRecord, ProcessRegistry
 from ofborg_async.process.spawner import Spawner
 from ofborg_async.process.sweep import become_subreaper, end_leftovers
+from ofborg_async.process.table import cpu_seconds_of
 
 __all__ = [
     "Command",
@@ -15,5 +16,6 @@ __all__ = [
     "Spawner",
     "StopPolicy",
     "become_subreaper",
+    "cpu_seconds_of",
     "end_leftovers",
 ]

@@ -44,6 +44,7 @@ class _Run:
     policy: Callable[[], StopPolicy]
     attempt_id: str
     prefix: tuple[str, ...] = ()
+    on_start: Callable[[int], None] | None = None
 
 
 class _Collector:
@@ -116,14 +117,15 @@ class Spawner:
         deadline_seconds: float,
         what: str,
         policy: StopPolicy | Callable[[], StopPolicy] = _DEFAULT_POLICY,
+        on_start: Callable[[int], None] | None = None,
         attempt_id: str = "",
     ) -> Completed:
         """Run ``command`` and hand over its lines as they come, from one pipe for output and error output.
 
         ``on_lines`` gets one or more lines as LineSplitter cuts them, each at most ``line_bytes``; what it raises ends
-        the tree and goes on. ``policy`` may be a function, asked when it is ended. The command also gets SIGTERM when
-        this daemon dies, where util-linux is installed. Otherwise like ``capture``, with empty ``stdout`` and
-        ``stderr``.
+        the tree and goes on. ``policy`` may be a function, asked when it is ended. ``on_start`` is given its number.
+        The command also gets SIGTERM when this daemon dies, where util-linux is installed. Otherwise like ``capture``,
+        with empty ``stdout`` and ``stderr``.
         """
         splitter = LineSplitter(line_bytes)
 
@@ -139,6 +141,7 @@ class Spawner:
             policy=policy if callable(policy) else lambda: policy,
             attempt_id=attempt_id,
             prefix=prefix,
+            on_start=on_start,
         )
         done = await self._run(run, deadline_seconds)
         if rest := splitter.finish():
@@ -152,6 +155,8 @@ class Spawner:
         try:
             if self._registry is not None:
                 self._registry.started(run.attempt_id, child.pid, start_text(started.start), run.command.argv[0])
+            if run.on_start is not None:
+                run.on_start(child.pid)
             with at_most(deadline_seconds):
                 while child.returncode is None:
                     with at_most(_REAP_SECONDS):

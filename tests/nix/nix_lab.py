@@ -139,6 +139,7 @@ class NixLab:
         """Run a nix command by hand in the original's environment: its exit status and the lines of both streams."""
         environment = {
             "HOME": "/homeless-shelter",
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
             "PATH": os.environ["PATH"],
             "NIX_REMOTE": self.remote,
             "NIX_PATH": f"ofborg-nixpkgs-pr={tree}",

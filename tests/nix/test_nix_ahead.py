@@ -5,6 +5,7 @@ The recordings and the forms of files are compared in test_nix_recordings and te
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from ofborg_async.errors import FaultKind, HostFault
 from ofborg_async.model.evaluation import EvalRequest, Evaluation
 from ofborg_async.model.result import BuildStatus, Status
 from ofborg_async.nix import NixEngine, argv, strategy
+from ofborg_async.nix.ahead import Ahead
 from ofborg_async.nix.verdict import Watch, status_of
 
 PACKAGES = package_set(
@@ -59,6 +61,7 @@ PACKAGES = package_set(
     deep.er.pkg = mk "deep" "echo x > $out";
     ifd = mk "ifd${toString (import (mk "imported" "echo importing; echo 5 > $out"))}" "echo x > $out";
     traced = builtins.trace "two\\nlines" (mk "traced" "echo x > $out");
+    tracedifd = builtins.trace "before" (builtins.seq ifd (builtins.trace "after" (mk "tracedifd" "echo x > $out")));
     tracedpath = ok // { drvPath = builtins.trace "its path" ok.drvPath; };
     late = mk "late" (builtins.trace "now\\ntrace: 0123456789abcdef root\\nthis derivation will be built:" "echo>$out");
     set = { recurseForDerivations = true; b = mk "b" "echo x > $out"; a = mk "a" "echo x > $out"; };
@@ -91,6 +94,12 @@ BAD = package_set(
     failedimport = import (mk "failedimport" "echo why; exit 1");
     """
 ).replace("in {", "in rec {")
+NAMES_WHEN_ENDED = """\
+#!/bin/sh
+word=$(printf %s "$*" | sed -n 's/.*-A peek\\([0-9a-f]*\\).*/\\1/p')
+trap 'echo "trace: $word /nix/store/00000000000000000000000000000000-x.drv!out!"; exit 1' TERM
+while :; do sleep 0.05; done
+"""
 COUNT = "count = n: list: builtins.foldl' (sum: i: sum + i) n list; numbers = builtins.genList (i: i);"
 ENDLESS = (
     f"endless = let {COUNT} some = numbers 20000; in"
@@ -132,8 +141,8 @@ async def run(
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine the evaluations here take longer than a small one may."""
-    monkeypatch.setattr(strategy, "SMALL_SECONDS", 60.0)
+    """On a slow machine the evaluations here may take more than a small one."""
+    monkeypatch.setattr(strategy, "SMALL_CPU_SECONDS", 60.0)
 
 
 @pytest.fixture
@@ -147,7 +156,7 @@ class TestLikeTheOriginal:
         [
             *((attr, ["nix-build"]) for attr in ("ok", "fail", "hash", "needs", "two", "twoout", "hidden", "empty")),
             *((attr, ["nix-build"]) for attr in ("crlf", "foreign", "wrong", "unwritten", "deep.er.pkg")),
-            *((attr, ["nix-build", "nix-build"]) for attr in ("ifd", "traced", "tracedpath", "late")),
+            *((attr, ["nix-build"]) for attr in ("ifd", "traced", "tracedpath", "late", "tracedifd")),
             *((attr, ["nix-build", "nix-instantiate", "nix-build"]) for attr in ("set", "list", "call", "functor")),
             ("newline", ["nix-build", "nix-instantiate", "nix-build"]),
             ("list.1", ["nix-instantiate", "nix-build"]),
@@ -200,6 +209,26 @@ class TestLikeTheOriginal:
         assert "trace: " not in text
         assert "root" not in text
 
+    @pytest.mark.parametrize("attr", ["ok", "ifd", "traced", "tracedifd"])
+    async def test_all_is_built_before_its_name_is_read(
+        self, tmp_path: Path, lab: NixLab, tree: Path, attr: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A busy host reads late. The lines of that build are never printed again."""
+        instantiated = Ahead._instantiated
+
+        def late(ahead: Ahead, derivation: bytes, rest: list[bytes]) -> None:
+            (pid,) = lab.registry.running
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            instantiated(ahead, derivation, rest)
+
+        monkeypatch.setattr(Ahead, "_instantiated", late)
+        theirs = NixLab(tmp_path / "theirs")
+        theirs.original_instantiate(tree, attr)
+        _, expected = theirs.original_build(tree, attr)
+        _, status, lines = await run(lab, tree, attr)
+        assert status is BuildStatus.SUCCESS
+        assert lines == [line.replace(str(theirs.folder), str(lab.folder)) for line in expected]
+
     async def test_many_lines_at_once(self, lab: NixLab) -> None:
         """The first of them come in one chunk with the line that ends the evaluation."""
         loop = "i=0; while [ $i -lt 50000 ]; do echo $i; i=$((i+1)); done; echo x > $out"
@@ -243,6 +272,18 @@ class TestTimeLimits:
         assert lab.registry.programs == ["nix-build"]
         assert time.monotonic() - began < 20  # not the half minute that a build is given
         assert not lab.registry.running
+
+    async def test_the_derivation_is_named_while_it_is_ended(self, lab: NixLab, tree: Path, tmp_path: Path) -> None:
+        """The time is over just before: then there is no build to take over."""
+        (tmp_path / "bin").mkdir()
+        nix_build = tmp_path / "bin" / "nix-build"
+        nix_build.write_text(NAMES_WHEN_ENDED)
+        nix_build.chmod(0o755)
+        engine = lab.engine(lab.settings(eval_timeout_seconds=1.0), path=f"{nix_build.parent}:{os.environ['PATH']}")
+        evaluation, status, _ = await run(lab, tree, "ok", engine)
+        assert b"time limit of 1 s" in evaluation.skipped[0].lines[-1]
+        assert status is None
+        assert lab.registry.programs == ["nix-build"]
 
     async def test_an_import_that_never_ends_leaves_no_builder(self, lab: NixLab) -> None:
         tree = lab.tree({"default.nix": package_set(f'ifd = import (mk "ifd" "{NAP}; echo 1 > $out");')})
@@ -371,19 +412,43 @@ class TestFaultsOfTheHost:
 
 
 class TestLargeEvaluations:
-    async def test_they_do_not_stay_while_it_builds_nor_are_they_begun_again(
+    async def test_the_next_one_does_not_stay_while_it_builds(
         self, lab: NixLab, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         tree = lab.tree({"default.nix": PACKAGES})
         engine = lab.engine()
-        monkeypatch.setattr(strategy, "SMALL_SECONDS", 0.0)
-        engine._session.last_evaluation_seconds = -1.0
+        monkeypatch.setattr(strategy, "SMALL_CPU_SECONDS", 0.0)
+        engine._session.last_cpu_seconds = -1.0
         _, status, lines = await run(lab, tree, "ok", engine)
         assert (status, lines.count("building ok")) == (BuildStatus.SUCCESS, 1)
-        assert lab.registry.programs == ["nix-build", "nix-build"]
+        assert lab.registry.programs == ["nix-build"]
         _, status, _ = await run(lab, tree, "two", engine)
         assert status is BuildStatus.SUCCESS
-        assert lab.registry.programs[2:] == ["nix-instantiate", "nix-build"]
+        assert lab.registry.programs[1:] == ["nix-instantiate", "nix-build"]
+
+    async def test_what_waits_is_not_large(self, lab: NixLab, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An import that sleeps stands for a busy host."""
+        monkeypatch.setattr(strategy, "SMALL_CPU_SECONDS", 1.5)
+        wait = 'seconds = import (mk "seconds" "sleep 2; echo 2 > $out");'
+        tree = lab.tree(
+            {
+                "default.nix": package_set(f'{wait} a = mk "a" "echo ${{toString seconds}} > $out";').replace(
+                    "in {", "in rec {"
+                )
+            }
+        )
+        engine = lab.engine()
+        await run(lab, tree, "a", engine)
+        await run(lab, tree, "a", engine)
+        assert lab.registry.programs == ["nix-build", "nix-build"]
+
+    async def test_what_computes_is(self, lab: NixLab, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(strategy, "SMALL_CPU_SECONDS", 0.1)
+        tree = lab.tree({"default.nix": package_set('a = mk "a${toString (sum 1)}" "echo x > $out";')})
+        engine = lab.engine()
+        for _ in range(3):
+            await run(lab, tree, "a", engine)
+        assert lab.registry.programs == ["nix-build", *2 * ["nix-instantiate", "nix-build"]]
 
 
 class TestArguments:

@@ -16,7 +16,7 @@ from ofborg_async.model.result import BuildStatus, Status, UnexpectedError
 from ofborg_async.nix import argv, links, strategy
 from ofborg_async.nix.environment import nix_environment, places_of_builds
 from ofborg_async.nix.faults import fault_in, fault_of_signal
-from ofborg_async.nix.noise import has_printed, without_restricted
+from ofborg_async.nix.noise import has_printed, printed_again, without_restricted
 from ofborg_async.nix.verdict import Watch, gravest, status_of
 
 SETTINGS = NixSettings(systems=("x86_64-linux",), build_timeout_seconds=1234)
@@ -183,6 +183,13 @@ class TestNoise:
     def test_nothing_else_is(self) -> None:
         lines = [b"echo: " + self.OLD, self.OLD + b"!", b"warning: the -specified setting ' is here"]
         assert without_restricted(lines) == lines
+
+    def test_what_is_printed_again(self) -> None:
+        traces = [b"trace: two", b"lines"]
+        assert printed_again(traces) == traces
+        imports = [b"this derivation will be built:", b"building '/nix/store/x.drv'...", b"its output"]
+        assert printed_again([*imports, *traces, b"warning: w"]) == [b"trace: two", b"warning: w"]
+        assert printed_again([imports[0], b"  /nix/store/x.drv", b"waiting for locks or build slots..."]) == []
 
     def test_what_counts_as_printed(self) -> None:
         about_the_process = [

@@ -3,11 +3,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from process_helpers import ENV
 
-from ofborg_async.process.table import ProcessInfo, family, parse_ps, ps_table, read_proc, read_process
+from ofborg_async.process.table import ProcessInfo, cpu_seconds_of, family, parse_ps, ps_table, read_proc, read_process
 
 
 def table(*rows: tuple[int, int, int, int]) -> dict[int, ProcessInfo]:
@@ -55,6 +56,17 @@ def test_a_name_with_brackets_and_spaces_does_not_confuse() -> None:
         assert info is not None
         assert (info.ppid, info.pgid, info.sid) == (os.getpid(), os.getpgid(0), os.getsid(0))
         process.communicate()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_what_a_process_has_taken_of_a_processor() -> None:
+    before = time.process_time()
+    shown = cpu_seconds_of(os.getpid())
+    assert shown is not None
+    assert before - 0.02 <= shown <= time.process_time() + 0.02  # it counts in hundredths
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    assert cpu_seconds_of(ended.pid) is None
 
 
 async def test_ps_and_proc_agree_on_this_process() -> None:
