@@ -30,9 +30,11 @@ nix/ahead.py: the build that runs already: the attempt's time limits it
 supervisor/budget.py: a slot is given in turn; the holder's own deadlines bound it
 supervisor/daemon.py: the daemon runs until it is told to stop
 supervisor/identity.py: failed until an operator restarts it
+supervisor/identity.py: its lanes end: what they do then has deadlines
 supervisor/identity.py: jobs have limits of their own
 supervisor/identity.py: not quarantined
 supervisor/identity.py: paused, drained, quarantined or stopped until an operator or a timer says otherwise
+supervisor/reload.py: a SIGHUP asks for a reload
 supervisor/task.py: the broker takes the lines when it can; the result is safe in the outbox
 supervisor/task.py: the log opens when the evaluation ends, which has a deadline
 """

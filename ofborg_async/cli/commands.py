@@ -17,15 +17,22 @@ from rich.text import Text
 
 from ofborg_async.cli.answers import exit_status, picture, print_answers, print_documents
 from ofborg_async.cli.render_grid import make_console
-from ofborg_async.cli.render_lists import render_history, render_locks
+from ofborg_async.cli.render_lists import render_broken_lock, render_history, render_locks
 from ofborg_async.cli.render_status import render_status
-from ofborg_async.cli.status_codes import EX_FAILURE, VERDICT_STATUS
+from ofborg_async.cli.status_codes import EX_CONFIG, EX_FAILURE, EX_OK, VERDICT_STATUS
 from ofborg_async.cli.targets import Answer, Failure, ask_all, open_targets
 from ofborg_async.cli.text import span
 from ofborg_async.clock import SystemClock
 from ofborg_async.control.client import ControlClient
 from ofborg_async.control.problems import AnsweredError, UnknownNameError
-from ofborg_async.control.values import SCHEMA, history_document, locks_document, status_document
+from ofborg_async.control.values import (
+    SCHEMA,
+    broken_lock_document,
+    history_document,
+    locks_document,
+    reload_document,
+    status_document,
+)
 from ofborg_async.control.verdict import identity_verdict
 from ofborg_async.control.visible import visible
 from ofborg_async.model.status import DaemonSnapshot
@@ -53,7 +60,10 @@ def status(arguments: Namespace) -> int:
 
 
 def locks(arguments: Namespace) -> int:
-    """Holder, age and waiters of each lock."""
+    """Holder, age and waiters of each lock; or free one of them."""
+    if arguments.key is not None:
+        question = partial(ControlClient.break_lock, key=arguments.key)
+        return _show(arguments, question, render_broken_lock, broken_lock_document)
     return _show(arguments, ControlClient.locks, render_locks, locks_document)
 
 
@@ -78,13 +88,14 @@ def _show(
     question: Callable[[ControlClient], Awaitable[_T]],
     render: Callable[[_T, int], RenderableType],
     document: Callable[[_T], Mapping[str, Any]],
+    judge: Callable[[_T], int] = lambda _: EX_OK,
 ) -> int:
     answers = anyio.run(_ask, arguments, question)
     if arguments.json:
         print_documents(answers, document)
     else:
         print_answers(answers, render)
-    return exit_status(answers)
+    return exit_status(answers, judge)
 
 
 async def _ask(arguments: Namespace, question: Callable[[ControlClient], Awaitable[_T]]) -> list[Answer[_T] | Failure]:
@@ -177,6 +188,17 @@ def restart(arguments: Namespace) -> int:
     """Start one identity anew."""
     done = f"{visible(arguments.identity)}: restarting"
     return _tell(arguments, lambda client: client.restart(arguments.identity), done)
+
+
+def reload(arguments: Namespace) -> int:
+    """Apply a changed configuration, and say for each identity what that changes."""
+    return _show(
+        arguments,
+        ControlClient.reload,
+        lambda report, _: Text("\n".join(visible(sentence) for sentence in report.sentences())),
+        reload_document,
+        lambda report: EX_OK if report.ok else EX_CONFIG,
+    )
 
 
 def stop(arguments: Namespace) -> int:

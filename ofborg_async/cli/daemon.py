@@ -10,6 +10,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ofborg_async.cli.status_codes import EX_OK
@@ -23,7 +24,8 @@ def run(arguments: Namespace) -> int:
     from ofborg_async.config import load
     from ofborg_async.supervisor.daemon import run_daemon
 
-    return run_daemon(load(arguments.config, environ=os.environ, root_conflicts=shared_roots))
+    read = partial(load, arguments.config, environ=os.environ, root_conflicts=shared_roots)
+    return run_daemon(read(), read)
 
 
 def check(arguments: Namespace) -> int:

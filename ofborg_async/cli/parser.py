@@ -142,6 +142,12 @@ def _add_looking_commands(commands: _Commands, client: _Parser) -> None:
     why.add_argument("identity", metavar="IDENTITY")
     why.add_argument("--json", action="store_true", help="as JSON")
     locks = _command(commands, "locks", "commands:locks", "holder, age and waiters of each lock", client=client)
+    locks.add_argument(
+        "--break",
+        dest="key",
+        metavar="KEY",
+        help="free this lock if its holder is dead, by ending what the holder left behind",
+    )
     locks.add_argument("--json", action="store_true", help="as JSON")
     history = _command(commands, "history", "commands:history", "finished attempts, newest first", client=client)
     history.add_argument("identity", nargs="?", metavar="IDENTITY", help="of this identity alone")
@@ -208,6 +214,16 @@ def _add_ordering_commands(commands: _Commands, client: _Parser) -> None:
         commands, "restart", "commands:restart", "start one identity anew; its job is requeued", client=client
     )
     restart.add_argument("identity", metavar="IDENTITY")
+    reload = _command(
+        commands,
+        "reload",
+        "commands:reload",
+        "read the configuration files again and apply what changed, identity by identity",
+        "Identities that did not change are not touched; running jobs end before theirs restarts. Exit status: 78 when "
+        "the files have faults: all are listed, and nothing was changed.",
+        client,
+    )
+    reload.add_argument("--json", action="store_true", help="the report as JSON")
     stop = _command(commands, "stop", "commands:stop", "stop the daemon", client=client)
     stop.add_argument("--wait", action="store_true", help="return once it has stopped; Ctrl-C ends the wait alone")
 

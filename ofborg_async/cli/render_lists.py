@@ -10,7 +10,7 @@ from rich.text import Text
 from ofborg_async.cli.render_grid import Column, Row, render_grid
 from ofborg_async.cli.text import minute, size, span
 from ofborg_async.control.visible import visible
-from ofborg_async.model.status import HistoryEntry, LockSnapshot
+from ofborg_async.model.status import BrokenLock, HistoryEntry, LockSnapshot
 
 _LOCK_COLUMNS = (Column("KIND"), Column("HOLDER"), Column("HELD"), Column("WAITERS"), Column("LOCK", flexible=True))
 _HISTORY_COLUMNS = (
@@ -31,6 +31,13 @@ def render_locks(locks: Sequence[LockSnapshot], width: int) -> Group | Text:
     if not locks:
         return Text("no lock is held or waited for")
     return render_grid(_LOCK_COLUMNS, [_lock(lock) for lock in locks], width)
+
+
+def render_broken_lock(broken: BrokenLock, _width: int) -> Text:
+    """What breaking a lock came to."""
+    ended = ", ".join(visible(process) for process in broken.ended)
+    how = f"its dead holder had left behind and kept it: {ended}; ended" if ended else "nobody holds it any more"
+    return Text(f"{visible(broken.path)} is free: {how}")
 
 
 def render_history(entries: Sequence[HistoryEntry], width: int) -> Group | Text:

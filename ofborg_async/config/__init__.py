@@ -4,8 +4,9 @@
 commands print.
 """
 
+from ofborg_async.config.changes import changed_daemon_keys, changed_identity_keys, running_daemon_settings
 from ofborg_async.config.convert import convert_to_toml
-from ofborg_async.config.fingerprint import files_changed_since
+from ofborg_async.config.fingerprint import files_changed_since, fingerprint
 from ofborg_async.config.loading import control_socket_of, load
 from ofborg_async.config.places import Host, default_control_socket, default_state_dir
 from ofborg_async.config.report import CheckReport, check_report
@@ -13,11 +14,15 @@ from ofborg_async.config.report import CheckReport, check_report
 __all__ = [
     "CheckReport",
     "Host",
+    "changed_daemon_keys",
+    "changed_identity_keys",
     "check_report",
     "control_socket_of",
     "convert_to_toml",
     "default_control_socket",
     "default_state_dir",
     "files_changed_since",
+    "fingerprint",
     "load",
+    "running_daemon_settings",
 ]

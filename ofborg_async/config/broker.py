@@ -30,8 +30,8 @@ def resolve_broker(draft: Draft, context: Context) -> BrokerSettings | None:
     for name in missing:
         context.missing(draft, ("rabbitmq", name))
     password = _password(draft, context)
-    files_are_good = _check_certificates(draft, table, context)
-    if missing or password is None or not files_are_good:
+    certificates = _certificates(draft, table, context)
+    if missing or password is None or certificates is None:
         return None
     ssl = table.ssl if table.ssl is not None else attrs.fields(BrokerSettings).ssl.default
     addresses = tuple(
@@ -48,6 +48,7 @@ def resolve_broker(draft: Draft, context: Context) -> BrokerSettings | None:
         addresses=addresses,
         vhost=table.virtualhost if table.virtualhost is not None else "/",
         password=password,
+        certificates=certificates,
         **{name: value for name, value in said(table).items() if name not in TRANSLATED},
     )
 
@@ -79,9 +80,10 @@ def _warn_readable(path: Path, place: Place, context: Context) -> None:
     context.problems.warn(place, f"everybody on this host can read {name}; {hiding(path, name)}")
 
 
-def _check_certificates(draft: Draft, table: RabbitTable, context: Context) -> bool:
-    """Whether every certificate file can be read, and those of the client are both there."""
+def _certificates(draft: Draft, table: RabbitTable, context: Context) -> tuple[tuple[str, str], ...] | None:
+    """The key of each certificate file with a digest of its content; None when one cannot be read or is missing."""
     good = True
+    digests: dict[str, str] = {}
     for name in ("ca_file", "client_certificate_file", "client_key_file"):
         path: Path | None = getattr(table, name)
         if path is None:
@@ -94,7 +96,7 @@ def _check_certificates(draft: Draft, table: RabbitTable, context: Context) -> b
             )
             good = False
             continue
-        context.digests[path] = digest(data)
+        context.digests[path] = digests[name] = digest(data)
         if name == "client_key_file" and mode & 0o007:
             _warn_readable(path, draft.place("rabbitmq", name), context)
     if (table.client_certificate_file is None) != (table.client_key_file is None):
@@ -103,4 +105,4 @@ def _check_certificates(draft: Draft, table: RabbitTable, context: Context) -> b
         if not draft.is_faulty(("rabbitmq", other)):
             context.problems.fault(draft.place("rabbitmq", said_one), f"needs {other} beside it")
         good = False
-    return good
+    return tuple(digests.items()) if good else None

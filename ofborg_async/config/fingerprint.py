@@ -13,6 +13,9 @@ import attrs
 from ofborg_async.config.documents import FILE_BYTES_MOST, digest, read_bytes
 from ofborg_async.model.identity import Secret, Settings
 
+UNSAID = frozenset({"source", "certificates"})
+"""Where settings came from, and what files contain that they name."""
+
 
 def fingerprint(settings: Settings) -> str:
     """SHA-256 (hex) over what the daemon will do: the same for TOML and JSON that mean the same, without secrets."""
@@ -21,12 +24,12 @@ def fingerprint(settings: Settings) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A settings value as JSON's types, without secrets and without where it came from."""
+    """A settings value as JSON's types, without secrets and what is UNSAID."""
     if attrs.has(type(value)):
         return {
             field.name: plain(getattr(value, field.name))
             for field in attrs.fields(type(value))
-            if field.name != "source" and not isinstance(getattr(value, field.name), Secret)
+            if field.name not in UNSAID and not isinstance(getattr(value, field.name), Secret)
         }
     if isinstance(value, Mapping):
         return {str(name): plain(inner) for name, inner in value.items()}

@@ -21,9 +21,10 @@ from anyio.abc import ByteStream
 from ofborg_async.clock import rfc3339
 from ofborg_async.control.fetch import BROKEN, Connect, Reply, fetch
 from ofborg_async.control.problems import AnsweredError, NoDaemonError
-from ofborg_async.control.values import LONG_POLL_SECONDS, SCHEMA
+from ofborg_async.control.values import BREAK_SECONDS, LONG_POLL_SECONDS, REFUSED, SCHEMA
 from ofborg_async.errors import DeadlineExceededError
-from ofborg_async.model.status import DaemonSnapshot, HistoryEntry, LockSnapshot
+from ofborg_async.model.reload import ReloadReport
+from ofborg_async.model.status import BrokenLock, DaemonSnapshot, HistoryEntry, LockSnapshot
 from ofborg_async.waiting import idle, within
 
 _T = TypeVar("_T")
@@ -73,6 +74,11 @@ class ControlClient:
     async def locks(self) -> tuple[LockSnapshot, ...]:
         """Each lock that is held or waited for."""
         return self._structure((await self._call("GET", "/v1/locks")).get("locks"), tuple[LockSnapshot, ...])
+
+    async def break_lock(self, key: str) -> BrokenLock:
+        """Free a lock whose holder is dead."""
+        document = await self._call("POST", "/v1/locks/break", body={"key": key}, seconds=BREAK_SECONDS)
+        return self._structure(document.get("lock"), BrokenLock)
 
     async def history(
         self,
@@ -131,6 +137,10 @@ class ControlClient:
         """Start an identity anew."""
         await self._call("POST", f"/v1/identities/{_segment(identity)}/restart")
 
+    async def reload(self) -> ReloadReport:
+        """Read the configuration again; a report that is not ``ok`` has its faults."""
+        return self._structure(await self._call("POST", "/v1/reload", also=REFUSED), ReloadReport)
+
     async def stop(self) -> None:
         """Stop the daemon."""
         await self._call("POST", "/v1/stop")
@@ -179,12 +189,13 @@ class ControlClient:
         query: Mapping[str, Any] | None = None,
         body: Mapping[str, Any] | None = None,
         seconds: float | None = None,
+        also: int | None = None,
     ) -> dict[str, Any]:
         sent = b"" if body is None else json.dumps(body).encode()
         with self._translated(), within(seconds or self._call_seconds, f"the answer to {method} {path}"):
             async with fetch(self._connect, method, _target(path, query or {}), sent) as reply:
                 received = await reply.whole(_ANSWER_BYTES)
-        if reply.status >= 400:
+        if reply.status >= 400 and reply.status != also:
             raise _problem(reply.status, received)
         try:
             document = json.loads(received)

@@ -12,7 +12,7 @@ import attrs
 from ofborg_async import __version__
 from ofborg_async.control.inputs import MAX_NAMES, MAX_SECONDS, MAX_TEXT_CHARACTERS, MAX_WHOLE, Kind, Parameter
 from ofborg_async.control.routes import ROUTES, Route
-from ofborg_async.model import status
+from ofborg_async.model import reload, status
 
 _Schema = dict[str, Any]
 
@@ -21,10 +21,14 @@ _SNAPSHOTS = (
     status.SystemSnapshot,
     status.IdentitySnapshot,
     status.LockSnapshot,
+    status.BrokenLock,
     status.SlotSnapshot,
     status.BrokerSnapshot,
     status.DaemonSnapshot,
     status.HistoryEntry,
+    reload.FaultReport,
+    reload.IdentityChange,
+    reload.ReloadReport,
 )
 _SEGMENT: _Schema = {"type": "string", "format": "segment", "minLength": 1}
 _TEXT: _Schema = {"type": "string", "format": "printable", "maxLength": MAX_TEXT_CHARACTERS}
@@ -106,6 +110,7 @@ def _field_schema(item: Parameter) -> _Schema:
 def _schemas() -> dict[str, _Schema]:
     schemas = {cls.__name__: _class_schema(cls) for cls in _SNAPSHOTS}
     schemas["Locks"] = _object(schema=_integer(), locks=_array(_reference("LockSnapshot")))
+    schemas["Broken"] = _object(schema=_integer(), lock=_reference("BrokenLock"))
     schemas["History"] = _object(schema=_integer(), entries=_array(_reference("HistoryEntry")))
     schemas["Why"] = _object(identity=_string(), why=_string())
     schemas["Drained"] = _object(drained={"type": "boolean"})

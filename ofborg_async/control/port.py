@@ -9,7 +9,8 @@ from typing import Protocol
 
 from attrs import frozen
 
-from ofborg_async.model.status import DaemonSnapshot, HistoryEntry, LockSnapshot
+from ofborg_async.model.reload import ReloadReport
+from ofborg_async.model.status import BrokenLock, DaemonSnapshot, HistoryEntry, LockSnapshot
 
 
 class MetricKind(enum.StrEnum):
@@ -113,4 +114,18 @@ class DaemonControl(Protocol):
 
     async def restart(self, identity: str) -> None:
         """Start an identity anew; its running jobs are ended and requeued. Raises UnknownNameError."""
+        ...
+
+    async def reload(self) -> ReloadReport:
+        """Read the configuration again and do what it says; faults change nothing and are in the report.
+
+        Returns once it is decided what happens, not when it has. Raises ConflictError while the daemon stops.
+        """
+        ...
+
+    async def break_lock(self, key: str) -> BrokenLock:
+        """Free a lock whose holder is dead, by ending what the holder left behind. Never removes a lock file.
+
+        Raises UnknownNameError; ConflictError when the holder is alive, or is not known to be dead; HostFault.
+        """
         ...

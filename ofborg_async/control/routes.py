@@ -16,7 +16,16 @@ from ofborg_async.control.metrics import CONTENT_TYPE as METRICS_TYPE
 from ofborg_async.control.metrics import render_metrics
 from ofborg_async.control.port import DaemonControl
 from ofborg_async.control.problems import RequestError, nearest
-from ofborg_async.control.values import LONG_POLL_SECONDS, encode, history_document, locks_document, status_document
+from ofborg_async.control.values import (
+    LONG_POLL_SECONDS,
+    REFUSED,
+    broken_lock_document,
+    encode,
+    history_document,
+    locks_document,
+    reload_document,
+    status_document,
+)
 from ofborg_async.control.verdict import Verdict
 from ofborg_async.waiting import at_most
 
@@ -72,6 +81,10 @@ async def _locks(call: Call) -> Answer:
     return json_answer(locks_document(call.daemon.locks()))
 
 
+async def _break_lock(call: Call) -> Answer:
+    return json_answer(broken_lock_document(await call.daemon.break_lock(call.inputs["key"] or "")))
+
+
 async def _history(call: Call) -> Answer:
     entries = await call.daemon.history(
         call.inputs["identity"], call.inputs["since"], call.inputs["limit"] or HISTORY_LIMIT, call.inputs["before"]
@@ -121,6 +134,11 @@ async def _restart(call: Call) -> Answer:
     return _accepted()
 
 
+async def _reload(call: Call) -> Answer:
+    report = await call.daemon.reload()
+    return json_answer(reload_document(report), HTTPStatus.OK if report.ok else REFUSED)
+
+
 async def _stop(call: Call) -> Answer:
     await call.daemon.stop()
     return _accepted()
@@ -156,6 +174,14 @@ _IDENTITIES = Parameter("identities", Kind.NAMES, "the identities meant; left ou
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/status", "everything that `status` shows", _status, "DaemonSnapshot"),
     Route("GET", "/v1/locks", "each lock with its holder, age and waiters", _locks, "Locks"),
+    Route(
+        "POST",
+        "/v1/locks/break",
+        "free a lock whose holder is dead by ending what it left behind; 409: the holder is alive, or not known",
+        _break_lock,
+        "Broken",
+        body=(Parameter("key", Kind.TEXT, "which lock, as `locks` names it"),),
+    ),
     Route(
         "GET",
         "/v1/history",
@@ -210,6 +236,14 @@ ROUTES: tuple[Route, ...] = (
         ),
     ),
     Route("POST", "/v1/resume", "undo pause, drain and quarantine", _resume, body=(_IDENTITIES,)),
+    Route(
+        "POST",
+        "/v1/reload",
+        "read the configuration again and apply it identity by identity; 422: it has faults, and nothing was changed",
+        _reload,
+        "ReloadReport",
+        also=(REFUSED,),
+    ),
     Route("POST", "/v1/stop", "stop the daemon", _stop),
     Route("GET", "/metrics", "Prometheus' text format", _metrics, METRICS_TYPE, open=True),
     Route(

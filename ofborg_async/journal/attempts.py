@@ -204,11 +204,11 @@ def requeued(
 
 
 def take_back(
-    connection: sqlite3.Connection, attempt_id: str, reason: str, moment: Moment, *, host_fault: bool = False
+    connection: sqlite3.Connection, attempt_id: str, ending: Ending, moment: Moment, *, host_fault: bool = False
 ) -> None:
     """End an attempt whose message goes back, if it runs: its caller does not know."""
     if connection.execute(_RUNNING, (attempt_id,)).fetchone() is not None:
-        requeued(connection, attempt_id, requeue_ending(reason), moment, host_fault=host_fault)
+        requeued(connection, attempt_id, ending, moment, host_fault=host_fault)
 
 
 def interrupted(connection: sqlite3.Connection, moment: Moment) -> tuple[Interrupted, ...]:
@@ -290,9 +290,9 @@ def forget_expired(connection: sqlite3.Connection, moment: Moment, expiry_ms: in
     ).rowcount
 
 
-def requeue_ending(reason: str) -> Ending:
+def requeue_ending(reason: str, durations: Durations) -> Ending:
     """The ending of an attempt whose message goes back."""
-    return Ending(REQUEUED, reason, {}, 0, 0)
+    return Ending(REQUEUED, reason, durations, 0, 0)
 
 
 def _end(connection: sqlite3.Connection, attempt_id: str, ending: Ending, wall_ms: Milliseconds) -> tuple[int, str]:

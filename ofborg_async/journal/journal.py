@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 
 from ofborg_async.clock import Clock
 from ofborg_async.crashpoints import Step, around
@@ -33,6 +34,9 @@ from ofborg_async.model.status import HistoryEntry, Phase
 
 PROCESSES = "processes.log"
 DAY_SECONDS = 24 * 3600.0
+
+UNKNOWN: Mapping[str, float] = MappingProxyType({})
+"""Durations of an attempt of which none are known."""
 
 
 class Journal:
@@ -137,11 +141,11 @@ class Journal:
             detail = f"that attempt {error.seen.attempt_id} went back is not written yet"
             raise HostFault(FaultKind.DISK, detail, remedy=FREE_SPACE) from error
         except HostFault as error:
-            reason = error.detail
+            ending = attempts.requeue_ending(error.detail, UNKNOWN)
             self._writer.later(
                 Step.JOURNAL_TAKE_BACK,
                 attempt.attempt_id,
-                lambda db: attempts.take_back(db, attempt.attempt_id, reason, moment),
+                lambda db: attempts.take_back(db, attempt.attempt_id, ending, moment),
             )
             raise
 
@@ -187,14 +191,22 @@ class Journal:
             Step.JOURNAL_FINISH, lambda db: attempts.finish(db, attempt_id, result, ending, moment)
         )
 
-    async def requeued(self, attempt_id: str, reason: str, *, host_fault: bool = True) -> None:
+    async def requeued(
+        self,
+        attempt_id: str,
+        reason: str,
+        *,
+        host_fault: bool = True,
+        durations: Mapping[str, float] = UNKNOWN,
+    ) -> None:
         """End an attempt without a result: its message goes back to the queue.
 
-        ``host_fault`` False (a shutdown) does not count for the job. After HostFault it is done with the next
-        transaction, so that the message can be taken again by then. Raises AttemptStateError when it does not run.
+        ``host_fault`` False (a shutdown) does not count for the job; ``durations`` as in ``finish``. After HostFault it
+        is done with the next transaction, so that the message can be taken again by then. Raises AttemptStateError when
+        it does not run.
         """
         moment = self._ages.moment()
-        ending = attempts.requeue_ending(reason)
+        ending = attempts.requeue_ending(reason, durations)
         try:
             await self._writer.write(
                 Step.JOURNAL_REQUEUED,
@@ -204,7 +216,7 @@ class Journal:
             self._writer.later(
                 Step.JOURNAL_REQUEUED,
                 attempt_id,
-                lambda db: attempts.take_back(db, attempt_id, reason, moment, host_fault=host_fault),
+                lambda db: attempts.take_back(db, attempt_id, ending, moment, host_fault=host_fault),
             )
             raise
 

@@ -4,7 +4,7 @@ Keys and holders are opaque here.
 """
 
 from ofborg_async.locks.filelock import FileLock, HolderNote, acquire_file_lock
-from ofborg_async.locks.inspect import Holder, holder_of
+from ofborg_async.locks.inspect import Holder, holder_of, keepers_of
 from ofborg_async.locks.manager import LockManager
 from ofborg_async.locks.mounts import refuse_network_file_system
 from ofborg_async.locks.rootlock import RootLock, acquire_root_lock
@@ -23,5 +23,6 @@ __all__ = [
     "find_conflicts",
     "holder_of",
     "identify_root",
+    "keepers_of",
     "refuse_network_file_system",
 ]

@@ -13,6 +13,7 @@ from attrs import frozen
 from ofborg_async.locks.filelock import HolderNote
 
 _LISTED = Path("/proc/locks")
+_PROCESSES = Path("/proc")
 _NOTE_BYTES = 4096
 
 
@@ -43,6 +44,30 @@ def holder_of(path: Path) -> Holder | None:
     finally:
         os.close(descriptor)
     return None
+
+
+def keepers_of(path: Path) -> tuple[int, ...] | None:
+    """The processes that have a locked descriptor of the lock file at ``path``: whoever took it, who inherited it.
+
+    By fdinfo (proc_pid_fdinfo(5)), which is Linux'; None elsewhere. Processes of other users are seen by root alone.
+    Looks at every descriptor on the host, so call it in a thread. Raises OSError for a file that is not there.
+    """
+    if not _LISTED.exists():
+        return None
+    found = path.stat()
+    return tuple(
+        int(process.name) for process in _PROCESSES.iterdir() if process.name.isdecimal() and _keeps(process, found)
+    )
+
+
+def _keeps(process: Path, lock_file: os.stat_result) -> bool:
+    with suppress(OSError):  # it has gone, or is another user's
+        for link in (process / "fd").iterdir():
+            with suppress(OSError):
+                is_it = os.path.samestat(link.stat(), lock_file)
+                if is_it and "FLOCK" in (process / "fdinfo" / link.name).read_text():
+                    return True
+    return False
 
 
 def _holding_process(inode: int) -> int | None:

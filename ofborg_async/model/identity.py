@@ -35,6 +35,8 @@ class BrokerSettings:
 
     ``addresses`` are ``host:port`` pairs, tried in turn. ``vhost`` and ``username`` are literal (not escaped).
     ``ca_file`` None means the system's authorities; ``client_certificate_file`` and ``client_key_file`` go together.
+    ``certificates`` are the keys of such files with digests of their contents, so that other contents
+    are other settings.
     """
 
     addresses: tuple[tuple[str, int], ...]
@@ -50,6 +52,7 @@ class BrokerSettings:
     connect_timeout_seconds: float = 15.0
     call_timeout_seconds: float = 30.0
     unroutable_hold_seconds: float = 300.0
+    certificates: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
 
 @frozen

@@ -109,6 +109,15 @@ class LockSnapshot:
 
 
 @frozen
+class BrokenLock:
+    """A lock whose holder was dead: ``ended`` are the processes it had left behind, by number and name."""
+
+    key: str
+    path: str
+    ended: tuple[str, ...]
+
+
+@frozen
 class SlotSnapshot:
     """A budget of the host: ``name`` is ``builds`` or ``evaluations``."""
 

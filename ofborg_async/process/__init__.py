@@ -4,7 +4,7 @@ from ofborg_async.process.command import Command, Completed, StopPolicy
 from ofborg_async.process.lines import LineSplitter
 from ofborg_async.process.records import ProcessRecord, ProcessRegistry
 from ofborg_async.process.spawner import Spawner
-from ofborg_async.process.sweep import become_subreaper, end_leftovers
+from ofborg_async.process.sweep import become_subreaper, end_leftovers, name_of, records_of
 from ofborg_async.process.table import cpu_seconds_of
 
 __all__ = [
@@ -18,4 +18,6 @@ __all__ = [
     "become_subreaper",
     "cpu_seconds_of",
     "end_leftovers",
+    "name_of",
+    "records_of",
 ]

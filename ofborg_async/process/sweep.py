@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Container, Iterable
+from pathlib import Path
 
 import anyio
 
@@ -12,7 +13,15 @@ from ofborg_async.process.children import OWN, marker_of
 from ofborg_async.process.command import StopPolicy
 from ofborg_async.process.ending import TreeEnd
 from ofborg_async.process.records import ProcessRecord
-from ofborg_async.process.table import ProcessTable, family, parse_start_text, process_table, same_start, start_text
+from ofborg_async.process.table import (
+    ProcessTable,
+    family,
+    parse_start_text,
+    process_table,
+    read_processes,
+    same_start,
+    start_text,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +57,24 @@ async def end_leftovers(
             end = TreeEnd(record.pid, start, pause=anyio.sleep, find_orphans=lambda _: ())
             endings.start_soon(end.run, grace_seconds)
     return found
+
+
+def records_of(pids: Iterable[int]) -> list[ProcessRecord]:
+    """Records of those of the processes that a daemon of this program started, this one or another (Linux)."""
+    found = [(info, marker_of(info.pid)) for info in read_processes(pids).values() if info.alive]
+    return [
+        ProcessRecord(marker.rpartition("/")[0], info.pid, start_text(info.start), name_of(info.pid))
+        for info, marker in found
+        if marker
+    ]
+
+
+def name_of(pid: int) -> str:
+    """The name of a process's program, "" when there is no such process (Linux)."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _still_there(record: ProcessRecord, table: ProcessTable) -> bool:

@@ -129,6 +129,7 @@ def _unit(needs: Needs) -> str:
             "USER": needs.user,
             "PATH": _path(needs, "systemd"),
             "FILES": _files(needs),
+            "SOCKET": shlex.quote(str(needs.control_socket)),
             "STOP_SECONDS": str(needs.stop_seconds),
             "WRITABLE": "".join(f'ReadWritePaths="-{path}"\n' for path in closed),
         },

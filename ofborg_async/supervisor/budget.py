@@ -98,6 +98,13 @@ class HostBudget:
         else:
             ticket.set()
 
+    def resize(self, total: int) -> None:
+        """Have ``total`` slots from now on. Fewer: what is held stays so until it is given back."""
+        self.total = total
+        while self._used < self.total and (ticket := self._queue.pop()) is not None:
+            self._used += 1
+            ticket.set()
+
     @property
     def free(self) -> int:
         """Slots that nobody holds."""

@@ -14,7 +14,6 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from ofborg_async import __version__, crashpoints, logs
-from ofborg_async.broker.link import Link
 from ofborg_async.checkout import GitWorkspace, MirrorMaintenance, MirrorStore
 from ofborg_async.clock import Clock, SystemClock
 from ofborg_async.control.server import ControlServer
@@ -35,17 +34,19 @@ from ofborg_async.nix import NixEngine
 from ofborg_async.pipeline.ports import Publisher
 from ofborg_async.process import Spawner
 from ofborg_async.supervisor import startup
-from ofborg_async.supervisor.backoff import Backoff, doubling
+from ofborg_async.supervisor.backoff import Backoff
 from ofborg_async.supervisor.budget import HostBudget
 from ofborg_async.supervisor.claims import SURE_SECONDS, Claim, Claims
 from ofborg_async.supervisor.identity import Identity
 from ofborg_async.supervisor.lane import Lane
 from ofborg_async.supervisor.lifecycle import Event
+from ofborg_async.supervisor.links import Links
 from ofborg_async.supervisor.notify import Notifier
 from ofborg_async.supervisor.outbox import Outbox
+from ofborg_async.supervisor.reload import Reloader
 from ofborg_async.supervisor.services import Services
 from ofborg_async.supervisor.settlement import reported
-from ofborg_async.supervisor.stopsignals import STOP_SIGNALS, release_stop_signals
+from ofborg_async.supervisor.stopsignals import STOP_SIGNALS, TerminalWatch, release_stop_signals
 from ofborg_async.supervisor.view import View
 from ofborg_async.waiting import at_most, idle
 
@@ -64,14 +65,17 @@ REPORT_SECONDS = 15.0
 """How long a stop waits for results that are being published; what is not out by then stays in the outbox."""
 
 
-def run_daemon(settings: Settings) -> int:
-    """Run until stopped. The exit status of ``run`` (interface document), with its cause on standard error."""
+def run_daemon(settings: Settings, read_again: Callable[[], Settings]) -> int:
+    """Run until stopped. The exit status of ``run`` (interface document), with its cause on standard error.
+
+    ``read_again`` gives what the same files say at the time of a reload; it blocks, and raises ConfigError.
+    """
     logs.configure(settings.daemon.log_level, settings.daemon.log_format)
     if file := crashpoints.arm(os.environ):
         log.warning("this daemon kills itself at the point that %s names (%s)", file, crashpoints.VARIABLE)
     try:
         startup.refuse_root(settings, os.geteuid())
-        anyio.run(Daemon(settings, SystemClock()).run)
+        anyio.run(Daemon(settings, SystemClock(), read_again).run)
     except Exception as error:  # noqa: BLE001 - the end of the process: what is not known is shown in full
         return _exit_status(error)
     return EX_OK
@@ -93,23 +97,32 @@ def _exit_status(error: Exception) -> int:
 class Daemon:
     """One daemon with its identities. ``run`` raises what keeps it from starting; a stop on request returns."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, read_again: Callable[[], Settings]) -> None:
         self.settings = settings
         self.clock = clock
         self.started_at = clock.now()
         self.started = clock.monotonic()
         self.stopping = anyio.Event()
         self.hurry = anyio.Event()
+        self.hangup = anyio.Event()
         self.identities: dict[str, Identity] = {}
-        self.links: dict[BrokerSettings, Link] = {}
+        self.brokers: dict[str, BrokerSettings] = {}
+        """The broker of each identity that there is or was: results of one that is gone still have to go there."""
         self.locks = LockManager(clock)
         self.root_locks: dict[str, FileLock] = {}
-        cores = os.cpu_count() or 1
-        daemon = settings.daemon
-        self.builds = HostBudget("builds", daemon.max_builds or max(4, 2 * cores))
-        self.evaluations = HostBudget("evaluations", daemon.max_evaluations or cores)
+        self.builds, self.evaluations = HostBudget("builds", 0), HostBudget("evaluations", 0)
         self.notifier = Notifier(os.environ)
+        self.reloader = Reloader(self, read_again)
         self.view = View(self)
+        self.adopt(settings)
+
+    def adopt(self, settings: Settings) -> None:
+        """Do from now on what ``settings`` say of the host; identities are the reloader's affair. Sync."""
+        self.settings = settings
+        cores = os.cpu_count() or 1
+        self.builds.resize(settings.daemon.max_builds or max(4, 2 * cores))
+        self.evaluations.resize(settings.daemon.max_evaluations or cores)
+        self.brokers |= {identity.name: identity.broker for identity in settings.identities}
 
     async def run(self) -> None:
         """Start, serve, stop. Raises ConfigError, JournalUnusableError, LockHeldError, HostFault before it serves."""
@@ -155,7 +168,7 @@ class Daemon:
     async def _serve(self) -> None:
         async with anyio.create_task_group() as around:
             self._around = around
-            self._start_links(around)
+            self.links = Links(around, self.clock, self._connect_pause)
             outbox = Outbox(around, self.journal, self.logs, self.clock, self._publisher_for)
             self.services = Services(
                 clock=self.clock,
@@ -169,16 +182,19 @@ class Daemon:
                 new_backoff=self._new_backoff,
             )
             for settings in self.settings.identities:
-                self.identities[settings.name] = Identity(settings, self.settings.daemon, self.services, self._prepare)
+                self.links.to(settings.broker)
+                self.identities[settings.name] = self.new_identity(settings)
             await self.view.refresh()
             await self._recover(outbox)
-            await self._restore_holds()
+            await self.view.restore_holds()
             await self._open_control(around)
             around.start_soon(self._tick)
             around.start_soon(self._pack_mirrors)
             async with anyio.create_task_group() as identities:
+                self.group = identities
                 for identity in self.identities.values():
                     identities.start_soon(identity.run)
+                identities.start_soon(self.reloader.on_hangups)
                 await self._until_started()
                 with idle("the daemon runs until it is told to stop"):
                     await self.stopping.wait()
@@ -195,22 +211,18 @@ class Daemon:
             port = await group.start(server.serve_loopback, host, port)
             log.info("metrics and the status page on http://%s:%d/", host, port)
 
-    def _start_links(self, group: TaskGroup) -> None:
-        for identity in self.settings.identities:
-            if identity.broker not in self.links:
-                daemon = self.settings.daemon
-                link = Link(
-                    identity.broker,
-                    clock=self.clock,
-                    backoff=doubling(daemon.backoff_first_seconds, daemon.backoff_max_seconds),
-                    client_properties={"ofborg_version": f"ofborg-async {__version__}"},
-                )
-                self.links[identity.broker] = link
-                group.start_soon(link.run)
-
     def _new_backoff(self) -> Backoff:
         daemon = self.settings.daemon
         return Backoff(daemon.backoff_first_seconds, daemon.backoff_max_seconds)
+
+    def _connect_pause(self, failures: int) -> float:
+        backoff = self._new_backoff()
+        backoff.skip(failures - 1)
+        return backoff.next_seconds()
+
+    def new_identity(self, settings: IdentitySettings) -> Identity:
+        """An identity to be run, in the daemon's surroundings."""
+        return Identity(settings, self.settings.daemon, self.services, self._prepare)
 
     async def _prepare(self, identity: Identity) -> Sequence[Lane]:
         """The lanes of an identity, its root locked. Raises HostFault."""
@@ -220,7 +232,7 @@ class Daemon:
                 self.root_locks[settings.name] = await startup.lock_root(settings, self.clock)
             except LockHeldError as error:
                 raise HostFault(FaultKind.LOCK, str(error), remedy="stop the other daemon") from error
-        link = self.links[settings.broker]
+        link = self.links.to(settings.broker)
         nix = NixEngine(
             settings.nix,
             limits=settings.limits,
@@ -247,10 +259,8 @@ class Daemon:
         )
 
     def _publisher_for(self, identity: str, system: str) -> Publisher | None:
-        for settings in self.settings.identities:
-            if settings.name == identity:
-                return self.links[settings.broker].publisher(identity, system)
-        return None
+        broker = self.brokers.get(identity)
+        return None if broker is None else self.links.to(broker).publisher(identity, system)
 
     # --- what an earlier daemon left ------------------------------------------------------------------------------
 
@@ -276,28 +286,25 @@ class Daemon:
                 outbox.recover(entry, claim, holds.get(entry.identity, 0.0), sent)
             after = entries[-1].position
 
-    async def _restore_holds(self) -> None:
-        for hold in await self.journal.pauses():
-            identity = self.identities.get(hold.identity)
-            if identity is not None:
-                self.view.pause_until(identity, hold.reason, hold.until)
-
     # --- running and stopping -------------------------------------------------------------------------------------
 
     async def _until_started(self) -> None:
         with at_most(SETTLE_SECONDS):
             async with self._unless(self.stopping):
-                for identity in self.identities.values():
+                for identity in list(self.identities.values()):
                     await identity.settled.wait()
         self.notifier.ready(f"{len(self.identities)} identities")
         log.info("ofborg-async %s runs %d identities as process %d", __version__, len(self.identities), os.getpid())
 
     async def _watch_signals(self, *, task_status: TaskStatus[None]) -> None:
+        terminal = TerminalWatch()
         with anyio.open_signal_receiver(*STOP_SIGNALS) as signals:
             release_stop_signals()
             task_status.started()
             async for number in signals:
-                if self.stopping.is_set():
+                if number == signal.SIGHUP and not terminal.is_lost():
+                    self.hangup.set()
+                elif self.stopping.is_set():
                     log.warning("a second signal: not waiting any longer")
                     self.hurry.set()
                 else:
@@ -331,6 +338,7 @@ class Daemon:
 
     async def _keep_house(self, *, prune: bool) -> None:
         """Raises HostFault, DeadlineExceededError. What the journal could not be told to forget expires there."""
+        self.reloader.close_links()
         for attempt_id in self.services.claims.sure(self.clock.monotonic() - SURE_SECONDS):
             await self.journal.acked(attempt_id)
         await self.view.refresh()
@@ -376,5 +384,5 @@ class Daemon:
             group.cancel_scope.cancel()
 
     async def _until_idle(self) -> None:
-        for identity in self.identities.values():
+        for identity in list(self.identities.values()):  # a reload may take one out meanwhile
             await identity.until_idle()

@@ -15,7 +15,7 @@ import anyio
 from ofborg_async.clock import rfc3339
 from ofborg_async.errors import CancelReason, HostFault
 from ofborg_async.model.identity import DaemonSettings, IdentitySettings
-from ofborg_async.model.status import AmqpState, IdentitySnapshot, IdentityState, SystemSnapshot
+from ofborg_async.model.status import AmqpState, IdentitySnapshot, IdentityState, Phase, SystemSnapshot
 from ofborg_async.supervisor.backoff import Backoff, RestartIntensity
 from ofborg_async.supervisor.lane import Lane
 from ofborg_async.supervisor.lifecycle import MAY_CONSUME, Event, advance
@@ -46,10 +46,13 @@ class Identity:
         self.reason = ""
         self.settled = anyio.Event()
         """Set once it consumes, may not, or failed to for the first time: the daemon counts as started then."""
+        self.ended = anyio.Event()
+        """Set once ``run`` is over: nothing of it is at work any more."""
         self._services = services
         self._prepare = prepare
         self._since: datetime = services.clock.now()
         self._changed = anyio.Event()
+        self._life = anyio.CancelScope()
         self._working: anyio.CancelScope | None = None
         self._jobs = 0
         self._host_faults = 0
@@ -127,7 +130,15 @@ class Identity:
     # --- supervision ----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep the lanes at work until cancelled."""
+        """Keep the lanes at work until cancelled or dismissed."""
+        try:
+            with self._life:
+                await self._live()
+        finally:
+            self.lanes = ()
+            self.ended.set()
+
+    async def _live(self) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(self._end_quarantines)
             while True:
@@ -180,6 +191,12 @@ class Identity:
         if self._working is not None:
             self._working.cancel()
 
+    async def dismiss(self) -> None:
+        """End it for good. Jobs in hand go back to their queue, results that are recorded go on in the outbox."""
+        self._life.cancel()
+        with idle("its lanes end: what they do then has deadlines"):
+            await self.ended.wait()
+
     def cancel_jobs(self, reason: CancelReason) -> None:
         """End the jobs that are not reporting yet."""
         for lane in self.lanes:
@@ -195,6 +212,11 @@ class Identity:
     def busy(self) -> bool:
         """Whether a job is in hand."""
         return self._jobs > 0
+
+    @property
+    def reports_only(self) -> bool:
+        """Whether every job in hand has its result, and only waits for the broker."""
+        return all(lane.task is None or lane.task.progress.phase is Phase.REPORT for lane in self.lanes)
 
     @property
     def restarts(self) -> int:

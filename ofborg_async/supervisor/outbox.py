@@ -39,13 +39,28 @@ class Outbox:
         self._logs = logs
         self._clock = clock
         self._publisher_for = publisher_for
-        self.stranded: list[str] = []
-        """Attempts whose result no configured identity can send any more."""
+        self._stranded: list[Callable[[], None]] = []
+        """Results that no configured identity can send any more."""
         self._couriers: set[Courier] = set()
 
     def is_troubled(self, identity: str) -> bool:
         """Whether a result of an identity waits here for its broker."""
         return any(courier.identity == identity and courier.trouble for courier in self._couriers)
+
+    @property
+    def identities(self) -> frozenset[str]:
+        """Whose results wait here."""
+        return frozenset(courier.identity for courier in self._couriers)
+
+    def reroute(self) -> None:
+        """The configuration is another: results go by the new ways to the brokers, at the latest at the next try."""
+        for courier in self._couriers:
+            publisher = self._publisher_for(courier.identity, courier.system)
+            if publisher is not None:
+                courier.publisher = publisher
+        stranded, self._stranded = self._stranded, []
+        for recover in stranded:
+            recover()
 
     def keep(self, courier: Courier, parcel: Parcel) -> None:
         """Go on publishing a result that could not be routed."""
@@ -84,7 +99,7 @@ class Outbox:
                 entry.identity,
                 entry.system,
             )
-            self.stranded.append(entry.attempt_id)
+            self._stranded.append(partial(self.recover, entry, claim, hold_seconds, on_reported))
             return
         address = entry.result.log_address
         courier = Courier(

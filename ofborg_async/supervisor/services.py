@@ -23,6 +23,15 @@ class ResultKeeper(Protocol):
         """Take over a result that stays in the outbox. Sync."""
         ...
 
+    @property
+    def identities(self) -> frozenset[str]:
+        """Whose results it has. Sync."""
+        ...
+
+    def reroute(self) -> None:
+        """Send by the ways to the brokers that a new configuration says. Sync."""
+        ...
+
     def is_troubled(self, identity: str) -> bool:
         """Whether a result of an identity waits for its broker. Sync."""
         ...

@@ -295,7 +295,9 @@ class JobTask:
             if self._writer is not None:
                 await self._writer.finish()
             with suppress(HostFault):  # it is written as soon as it can be
-                await self._services.journal.requeued(self.attempt_id, reason, host_fault=fault is not None)
+                await self._services.journal.requeued(
+                    self.attempt_id, reason, host_fault=fault is not None, durations=self.progress.durations()
+                )
         self._services.claims.settle(self.claim)
         # Once: this may be asked for again at the end of the job.
         deliveries, self.claim.deliveries = self.claim.deliveries, []

@@ -20,7 +20,15 @@ from ofborg_async.control.problems import ConflictError, UnknownNameError
 from ofborg_async.control.verdict import overall_verdict
 from ofborg_async.errors import CancelReason
 from ofborg_async.journal import AttemptStateError, Counters, LogMissingError, LogReader
-from ofborg_async.model.status import DaemonSnapshot, HistoryEntry, IdentitySnapshot, IdentityState, LockSnapshot
+from ofborg_async.model.reload import ReloadReport
+from ofborg_async.model.status import (
+    BrokenLock,
+    DaemonSnapshot,
+    HistoryEntry,
+    IdentitySnapshot,
+    IdentityState,
+    LockSnapshot,
+)
 from ofborg_async.supervisor.lifecycle import Event
 from ofborg_async.supervisor.reasons import why_not_building
 
@@ -42,7 +50,7 @@ class View:
         self._daemon = daemon
         self._counters: Mapping[str, Counters] = {}
         self._seen_commits = -1
-        self._pauses: dict[str, datetime | None] = {}
+        self._holds: dict[str, tuple[str, datetime | None]] = {}
 
     async def refresh(self) -> None:
         """Read anew the counts that snapshots show, if the journal changed; end pauses whose time has come."""
@@ -52,9 +60,8 @@ class View:
             self._seen_commits = commits
             self._counters = await journal.counters()
         now = self._daemon.clock.now()
-        over = [name for name, until in self._pauses.items() if until is not None and until <= now]
-        if over:
-            await self.resume(tuple(over))
+        for name in [name for name, (_, until) in self._holds.items() if until is not None and until <= now]:
+            await self._release(name)
 
     # --- snapshots ------------------------------------------------------------------------------------------------
 
@@ -80,7 +87,7 @@ class View:
                 link.snapshot(
                     tuple(name for name, identity in daemon.identities.items() if identity.settings.broker == broker)
                 )
-                for broker, link in daemon.links.items()
+                for broker, link in daemon.links.by_settings.items()
             ),
             disk_free_bytes=free,
             disk_floor_bytes=floor,
@@ -120,6 +127,12 @@ class View:
             for name, lock in self._daemon.root_locks.items()
         )
         return roots + self._daemon.locks.statistics()
+
+    async def break_lock(self, key: str) -> BrokenLock:
+        """Free a lock whose holder is dead."""
+        from ofborg_async.supervisor.deadholders import free_lock  # imported once somebody asks
+
+        return await free_lock(key, self.locks())
 
     def metrics(self) -> tuple[Metric, ...]:
         """Counters since the start."""
@@ -243,21 +256,33 @@ class View:
         """Take no new job until resumed; survives a restart."""
         for identity in self._chosen(identities):
             await self._daemon.journal.set_pause(identity.settings.name, reason, until)
-            self.pause_until(identity, reason, until)
+            self._holds[identity.settings.name] = reason, until
+            self.hold(identity)
 
-    def pause_until(self, identity: Identity, reason: str, until: datetime | None) -> None:
-        """Pause without a new journal entry: it is there already."""
-        self._pauses[identity.settings.name] = until
-        shown = reason or "paused by the operator"
-        identity.on(Event.PAUSE, f"{shown} (until {rfc3339(until)})" if until else shown)
+    async def restore_holds(self) -> None:
+        """Pause what was paused when the daemon before this one ended; identities that are not there yet, later."""
+        self._holds = {hold.identity: (hold.reason, hold.until) for hold in await self._daemon.journal.pauses()}
+        for identity in self._daemon.identities.values():
+            self.hold(identity)
+
+    def hold(self, identity: Identity) -> None:
+        """Pause an identity if the operator has paused what has its name. Sync."""
+        if identity.settings.name in self._holds:
+            reason, until = self._holds[identity.settings.name]
+            shown = reason or "paused by the operator"
+            identity.on(Event.PAUSE, f"{shown} (until {rfc3339(until)})" if until else shown)
 
     async def resume(self, identities: tuple[str, ...]) -> None:
         """Undo pause, drain and quarantine."""
         for identity in self._chosen(identities):
-            self._pauses.pop(identity.settings.name, None)
-            await self._daemon.journal.clear_pause(identity.settings.name)
-            if not identity.may_consume:
-                identity.on(Event.RESUME, "resumed by the operator")
+            await self._release(identity.settings.name)
+
+    async def _release(self, name: str) -> None:
+        self._holds.pop(name, None)
+        await self._daemon.journal.clear_pause(name)
+        identity = self._daemon.identities.get(name)  # a pause may be over whose identity is not configured any more
+        if identity is not None and not identity.may_consume:
+            identity.on(Event.RESUME, "resumed by the operator")
 
     async def cancel(self, attempt_id: str) -> None:
         """End one running build and report it."""
@@ -274,3 +299,7 @@ class View:
         found = self._find(identity)
         await self._daemon.journal.restarted(identity)
         found.restart()
+
+    async def reload(self) -> ReloadReport:
+        """Read the configuration again and do what it says, identity by identity."""
+        return await self._daemon.reloader.reload()

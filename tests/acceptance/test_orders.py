@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 from gated import gated
+from taken import taken
 from waits import eventually
 
 from ofborg_async.control.problems import NoDaemonError
@@ -129,3 +131,27 @@ async def is_in(daemon: DaemonProcess, wanted: IdentityState) -> bool:
         return await state(daemon) is wanted
     except NoDaemonError:  # it is starting
         return False
+
+
+@pytest.mark.timeout(240)
+async def test_a_lock_that_a_dead_holder_left_is_broken_and_the_job_goes_on(tmp_path: Path, broker: Broker) -> None:
+    async with gated(tmp_path, broker) as stage, stage.farm.daemon(stage.farm.configuration("lab-a")) as daemon:
+        folder = tmp_path / "roots" / "lab-a" / "repo" / hashlib.md5(b"lab/packages").hexdigest()
+        (folder / "builder").mkdir(parents=True)
+        with taken(folder / "builder" / "lab-a.lock", marker="attempt-1/x") as processes:
+            head = await stage.farm.upstream.open_pr(1, {"doc/x": "x"})
+            await stage.farm.submit("x86_64-linux", stage.farm.upstream.job(1, head, ["ok"]))
+
+            async def is_waited_for() -> str:
+                locks = await daemon.client.locks()
+                return next((lock.key for lock in locks if lock.holder == "another process"), "")
+
+            key = await eventually("the job to wait for the lock", is_waited_for)
+            assert "is alive" in await command(daemon, "locks", "--break", key, status=1)
+            processes.kill_holder()
+            said = await command(daemon, "locks", "--break", key)
+            assert f"process {processes.child} (sleep)" in " ".join(said.split())
+            (result,) = await stage.farm.tap.wait_for_results(1)
+            assert result["status"] == "Success"
+            await stage.farm.until_settled()
+            assert await daemon.stop() == 0

@@ -33,7 +33,7 @@ feedback.full_logs = true
 
 COMMANDS = (
     *("run", "check", "convert", "demo", "status", "why", "locks", "history", "logs"),
-    *("pause", "resume", "drain", "cancel", "restart", "stop", "submit"),
+    *("pause", "resume", "drain", "cancel", "restart", "reload", "stop", "submit"),
 )
 
 
@@ -131,6 +131,34 @@ def test_lists_and_reasons(well: Path) -> None:
 def test_orders_say_what_they_did(well: Path, command: tuple[str, ...], said: str) -> None:
     done = ofborg(*command, "--socket", well)
     assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+
+
+def test_breaking_a_lock_says_what_became_of_it(well: Path) -> None:
+    done = ofborg("locks", "--break", "tree:38dca4e3aa6bca43ea96d2fcc04e8229", "--socket", well)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "builder/mac1-a.lock is free: its dead holder had left behind and kept it: process 4711 (git)" in (
+        " ".join(done.stdout.split())
+    )
+    done = ofborg("locks", "--break", "root:mac1-a", "--socket", well)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "ofborg-async: daemon holds it and is alive (stop it)\n"
+
+
+def test_reload_says_for_each_identity_what_it_changed(well: Path) -> None:
+    done = ofborg("reload", "--socket", well)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "mac1-a: changed (rabbitmq.password): it restarts once its job is over",
+        "mac1-b: unchanged",
+        "in effect now: daemon.max_builds",
+        "in effect only after a restart of the daemon: daemon.state_dir",
+        "warning: mac1-b: others can read its root",
+    ]
+    document = json.loads(ofborg("reload", "--json", "--socket", well).stdout)
+    assert [(row["name"], row["change"], row["keys"]) for row in document["identities"]] == [
+        ("mac1-a", "changed", ["rabbitmq.password"]),
+        ("mac1-b", "unchanged", []),
+    ]
 
 
 def test_stop_stops(tmp_path: Path) -> None:
@@ -312,7 +340,7 @@ def test_the_daemon_imports_neither_rendering_nor_ssh(config: Path) -> None:
         "import sys\n"
         "import ofborg_async.supervisor.daemon as daemon\n"
         "import ofborg_async.control.page, ofborg_async.control.openapi\n"
-        "daemon.run_daemon = lambda settings: print(sorted(sys.modules)) or 0\n"
+        "daemon.run_daemon = lambda settings, read_again: print(sorted(sys.modules)) or 0\n"
         "from ofborg_async.cli import main\n"
         "sys.exit(main(['run', '-c', sys.argv[1]]))\n"
     )

@@ -18,6 +18,7 @@ DERIVED = {
     "name": "name",
     "root": "checkout.root",
     "source": "the file",
+    "certificates": "the contents of ca_file, client_certificate_file and client_key_file",
     "git_name": "git.name",
     "git_email": "git.email",
     "nix": "a table",

@@ -17,8 +17,10 @@ from ofborg_async.clock import SystemClock, rfc3339
 from ofborg_async.control.port import Metric, MetricKind, Sample
 from ofborg_async.control.problems import ConflictError, UnknownNameError
 from ofborg_async.control.server import ControlServer
+from ofborg_async.model.reload import Change, FaultReport, IdentityChange, ReloadReport
 from ofborg_async.model.status import (
     AmqpState,
+    BrokenLock,
     BrokerSnapshot,
     DaemonSnapshot,
     HistoryEntry,
@@ -213,6 +215,28 @@ HISTORY = (
     ),
 )
 
+RELOADED = ReloadReport(
+    schema=1,
+    ok=True,
+    fingerprint="f" * 64,
+    warnings=("mac1-b: others can read its root",),
+    identities=(
+        IdentityChange("mac1-a", Change.CHANGED, ("rabbitmq.password",), "it restarts once its job is over"),
+        IdentityChange("mac1-b", Change.UNCHANGED),
+    ),
+    daemon_keys=("daemon.max_builds",),
+    restart_keys=("daemon.state_dir",),
+)
+FAULTY = ReloadReport(
+    schema=1,
+    ok=False,
+    fingerprint="f" * 64,
+    faults=(
+        FaultReport("builders.toml", 7, "identity[mac1-a].name", "is no name"),
+        FaultReport("more.json", None, "", "no such file"),
+    ),
+)
+
 LOG = b"building hello\n\x1b[31;1mred\x1b[0m \x1b]0;owned\x07 and \xff bytes\nsecond line\n"
 
 
@@ -229,6 +253,7 @@ class FakeDaemon:
     log_bytes: bytes = LOG
     tail_bytes: bytes = b"the last line\n"
     error: Exception | None = None
+    reloaded: ReloadReport = RELOADED
 
     def snapshot(self) -> DaemonSnapshot:
         if self.error is not None:
@@ -237,6 +262,14 @@ class FakeDaemon:
 
     def locks(self) -> tuple[LockSnapshot, ...]:
         return LOCKS
+
+    async def break_lock(self, key: str) -> BrokenLock:
+        lock = next((lock for lock in LOCKS if lock.key == key), None)
+        if lock is None:
+            raise UnknownNameError("lock", key, [lock.key for lock in LOCKS])
+        if lock.kind == "root":
+            raise ConflictError("daemon holds it and is alive", remedy="stop it")
+        return BrokenLock(lock.key, lock.path, ("process 4711 (git)",))
 
     def metrics(self) -> tuple[Metric, ...]:
         labels = (("identity", "mac1-a"), ("text", 'a"b\\c\nd'))
@@ -284,6 +317,10 @@ class FakeDaemon:
     async def stop(self) -> None:
         self.calls.append(("stop",))
         self.stopped.set()
+
+    async def reload(self) -> ReloadReport:
+        self.calls.append(("reload",))
+        return self.reloaded
 
     async def pause(self, identities: tuple[str, ...], reason: str, until: datetime | None) -> None:
         self._known(*identities)

@@ -10,12 +10,13 @@ from pathlib import Path
 import anyio
 import pytest
 from control_serving import PATIENCE_SECONDS, raw, serving
-from fake_daemon import ATTEMPT, HISTORY, LOCKS, LOG, SNAPSHOT, FakeDaemon
+from fake_daemon import ATTEMPT, FAULTY, HISTORY, LOCKS, LOG, RELOADED, SNAPSHOT, FakeDaemon
 
 from ofborg_async.control.client import ControlClient, unix_connector
 from ofborg_async.control.problems import AnsweredError, ConflictError, NoDaemonError
 from ofborg_async.control.values import SCHEMA
 from ofborg_async.errors import FaultKind, HostFault
+from ofborg_async.model.reload import ReloadReport
 
 
 async def test_snapshots_come_back_as_they_were(tmp_path: Path) -> None:
@@ -69,6 +70,26 @@ async def test_orders_reach_the_daemon(tmp_path: Path) -> None:
     assert pause[:3] == ("pause", (), "new disk")
     assert isinstance(pause[3], datetime)
     assert 0 < (pause[3] - datetime.now(UTC)).total_seconds() <= 60
+
+
+async def test_a_lock_is_broken_unless_its_holder_is_alive(tmp_path: Path) -> None:
+    async with serving(tmp_path / "c.sock", FakeDaemon()) as client:
+        root, tree = LOCKS
+        assert (await client.break_lock(tree.key)).ended == ("process 4711 (git)",)
+        with pytest.raises(AnsweredError, match="is alive") as caught:
+            await client.break_lock(root.key)
+        assert caught.value.status == 409
+        with pytest.raises(AnsweredError, match="no lock is called") as caught:
+            await client.break_lock("x")
+        assert caught.value.status == 404
+
+
+@pytest.mark.parametrize("report", [RELOADED, FAULTY])
+async def test_a_reload_is_told_whether_it_changed_anything_or_not(tmp_path: Path, report: ReloadReport) -> None:
+    daemon = FakeDaemon(reloaded=report)
+    async with serving(tmp_path / "c.sock", daemon) as client:
+        assert await client.reload() == report
+    assert daemon.calls == [("reload",)]
 
 
 async def test_an_unknown_identity_names_the_nearest(tmp_path: Path) -> None:

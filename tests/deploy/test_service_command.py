@@ -62,6 +62,7 @@ def test_a_unit_for_several_files_and_closed_places() -> None:
     )
     service = unit_sections(define(needs))["Service"]
     assert service["ExecStart"] == ["/usr/bin/env ofborg-async run -c '/etc/a b.json' -c /etc/c.json"]
+    assert service["ExecReload"] == [f"/usr/bin/env ofborg-async reload --socket {needs.control_socket}"]
     assert service["User"] == service["Group"] == ["builder"]
     assert service["ReadWritePaths"] == ['"-/home/x/root"']  # ProtectHome=read-only would close it
     assert service["Environment"][0].startswith("PATH=/opt/ofborg-async/bin:/run/current-system")

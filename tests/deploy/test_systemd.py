@@ -270,6 +270,8 @@ async def check_unit(
     code, text = await place.run("ofborg-async", "status", user="nobody")
     assert code == 3
     assert "use the daemon's own user or root" in text
+    code, text = await place.run(*shlex.split(service["ExecReload"][0]))
+    assert (code, sorted(text.splitlines())) == (0, [f"{name}: unchanged" for name in sorted(IDENTITIES)]), text
     assert await unit.stop() == 0
     await eventually("STOPPING=1", lambda: manager.count("STOPPING=1") == 1)
 

@@ -96,3 +96,35 @@ def test_weight_gives_twice_the_turns() -> None:
     first = [queue.pop() for _ in range(30)]
     heavy = sum(ticket in tickets["heavy"] for ticket in first)
     assert 19 <= heavy <= 21
+
+
+async def test_a_budget_can_grow_and_shrink_while_it_is_used() -> None:
+    budget = HostBudget("builds", 1)
+    let_go = {name: anyio.Event() for name in "abc"}
+    held: set[str] = set()
+
+    async def hold(name: str) -> None:
+        async with budget.slot(name, 1):
+            held.add(name)
+            await let_go[name].wait()
+        held.discard(name)
+
+    async with anyio.create_task_group() as group:
+        for name in "abc":
+            group.start_soon(hold, name)
+            await settle()
+        assert held == {"a"}
+        budget.resize(2)
+        await settle()
+        assert held == {"a", "b"}
+        budget.resize(1)
+        await settle()
+        assert held == {"a", "b"}, "nobody loses what he has"
+        let_go["a"].set()
+        await settle()
+        assert held == {"b"}
+        let_go["b"].set()
+        await settle()
+        assert held == {"c"}
+        let_go["c"].set()
+    assert (budget.statistics().used, budget.free) == (0, 1)
