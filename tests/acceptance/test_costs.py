@@ -68,7 +68,7 @@ THIRD_PARTY = {
 }
 """All that the daemon loads beside Python itself. asyncssh, rich, psutil and the tests' tools are not among it."""
 
-OWN_MODULES = 165
+OWN_MODULES = 168
 """Was 161, 45 KiB each on the average. Commands, rendering, SSH and the lab are no part of the daemon."""
 
 ALL_MODULES = 500
