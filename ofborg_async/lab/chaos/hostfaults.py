@@ -17,12 +17,16 @@ _POLL_SECONDS = 0.05
 
 
 async def fill_disk(ground: Ground, fault: FaultPlan) -> None:
-    """No byte is free where a builder has its state and its roots, for a while."""
-    disk = ground.stands[fault.daemon].disk
-    if disk is not None:
-        await anyio.to_thread.run_sync(disk.fill)
+    """No byte is free where a builder has its state and its roots, for a while.
+
+    It may start meanwhile, but not for the first time: without any room there is no place to begin a journal.
+    """
+    stand = ground.stands[fault.daemon]
+    if stand.disk is not None:
+        await _until_up(stand.builder)
+        await anyio.to_thread.run_sync(stand.disk.fill)
         await anyio.sleep(fault.seconds)
-        disk.empty()
+        stand.disk.empty()
 
 
 async def use_up_inodes(ground: Ground, fault: FaultPlan) -> None:
