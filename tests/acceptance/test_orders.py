@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import anyio
+import asked
 import pytest
 from gated import gated
 from taken import taken
@@ -21,10 +21,8 @@ from ofborg_async.model.status import IdentityState
 
 async def command(daemon: DaemonProcess, *words: str, status: int = 0) -> str:
     """Run ``ofborg-async`` against a daemon and return what it printed; its exit status must be ``status``."""
-    argv = [sys.executable, "-m", "ofborg_async", *words, "--socket", str(daemon.socket_path)]
-    done = await anyio.run_process(argv, check=False)
-    text = (done.stdout + done.stderr).decode()
-    assert done.returncode == status, text
+    code, text = await asked.command(daemon, *words)
+    assert code == status, text
     return text
 
 

@@ -125,7 +125,8 @@ def original(stage: Gated, user: str) -> Path:
 async def command(search: Search, daemon: DaemonProcess | None, words: str) -> str:
     """Run a command and look at everything it prints."""
     argv = [sys.executable, "-m", "ofborg_async", *words.split()]
-    env = base_environment(OFBORG_ASYNC_ALLOW_ROOT="1")
+    # Wide, so that no secret is hidden by being broken into two lines.
+    env = base_environment(OFBORG_ASYNC_ALLOW_ROOT="1", COLUMNS="1000")
     if daemon is not None:
         env["OFBORG_ASYNC_CONTROL_SOCKET"] = str(daemon.socket_path)
         env["OFBORG_ASYNC_STATE_DIR"] = str(daemon.state_dir)
