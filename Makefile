@@ -1,5 +1,5 @@
-# make demo | test | test-next | test-pythons | bench | chaos | soak | lint | clean. What is missing is installed first,
-# and named.
+# make demo | test | test-hardened | test-next | test-pythons | bench | chaos | soak | lint | clean. What is missing is
+# installed first, and named.
 #
 # On Debian, system packages come from apt-get, as root or with sudo. Elsewhere (NixOS, macOS) nothing is installed
 # beside the virtual environment: `nix develop` provides the components.
@@ -13,17 +13,24 @@ BIN := $(VENV)/bin
 # The Python of the virtual environment; empty: the first on PATH that is new enough.
 PYTHON ?=
 PYTEST_ARGS ?=
-# A slow machine has 2 cores; more workers than that only compete for the broker.
-WORKERS ?= 2
+# For 2 cores: a worker waits for nearly half of its time, and each has a broker of its own.
+WORKERS ?= 3
 RUFF ?= $(BIN)/ruff
 
-.PHONY: demo test test-next test-pythons bench chaos soak lint install system clean
+.PHONY: demo test test-hardened test-next test-pythons bench chaos soak lint install system clean
 
 demo: install
 	$(BIN)/ofborg-async demo
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(PYTEST_ARGS)
+
+# The acceptance tests with daemons that systemd starts under deploy/'s unit: where nix builds itself, then with the
+# drop-in for hosts where nix-daemon does. As root; nothing of it stays on the machine.
+test-hardened: install
+	bash .ci/install-system systemd
+	$(BIN)/python tests/hardened.py -n $(WORKERS) --dist loadscope tests/acceptance $(PYTEST_ARGS)
+	$(BIN)/python tests/hardened.py --nix-daemon -n $(WORKERS) --dist loadscope tests/acceptance $(PYTEST_ARGS)
 
 # The tests with the parts of the next Debian release: as root, in a root of its own that is kept in .next.
 test-next:

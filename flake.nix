@@ -30,6 +30,7 @@
           ++ pkgs.lib.optionals pkgs.stdenv.isLinux [
             pkgs.pkgsStatic.busybox # the shell inside nix's sandbox, which has no libraries
             pkgs.procps
+            pkgs.strace
             pkgs.util-linux
           ];
           RUFF = "ruff";

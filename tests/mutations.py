@@ -14,10 +14,17 @@ JOBS: list[dict[str, Any]] = [
 SWAPS: list[Any] = [None, True, 0, -1, 1.5, 2**64, 10**400, "", "\0", "\ud800", "x" * 300, [], {}, [[]], ["a", None]]
 
 
-def paths_of(value: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of every value inside a document."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path for key, inner in items for path in [(*here, key), *paths_of(inner, (*here, key))]]
+def paths_of(document: Any) -> list[tuple[Any, ...]]:
+    """The path of every value inside a document, which may be deeper than calls can be nested."""
+    found: list[tuple[Any, ...]] = []
+    waiting: list[tuple[tuple[Any, ...], Any]] = [((), document)]
+    while waiting:
+        here, value = waiting.pop()
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        inside = [((*here, key), inner) for key, inner in items]
+        found += [path for path, _ in inside]
+        waiting += inside
+    return found
 
 
 def damaged(job: dict[str, Any], random: Random) -> bytes:

@@ -8,6 +8,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ofborg_async"
 
@@ -29,6 +31,7 @@ locks/manager.py: the holders before it end their jobs, each of which has a dead
 nix/ahead.py: the build that runs already: the attempt's time limits it
 supervisor/budget.py: a slot is given in turn; the holder's own deadlines bound it
 supervisor/daemon.py: the daemon runs until it is told to stop
+supervisor/daemon.py: what would cut the body short: ended with the body
 supervisor/identity.py: failed until an operator restarts it
 supervisor/identity.py: its lanes end: what they do then has deadlines
 supervisor/identity.py: jobs have limits of their own
@@ -39,6 +42,48 @@ supervisor/task.py: the broker takes the lines when it can; the result is safe i
 supervisor/task.py: the log opens when the evaluation ends, which has a deadline
 """
 """Every use of ``idle`` with its reason. A new line needs an answer to: what ends this wait, whatever fails?"""
+
+PRIMITIVES = frozenset(
+    {
+        *("wait", "wait_closed", "wait_readable", "wait_writable", "sleep_forever", "acquire", "accept"),
+        *("receive", "receive_exactly", "receive_until", "receive_stream", "send", "send_all"),
+        *("connect", "connect_tcp", "connect_unix", "open_unix_connection"),
+    }
+)
+"""What waits for something outside: awaited, it needs a bound. So does what of ours has such a name."""
+TURNS = frozenset({"Lock", "Semaphore", "CapacityLimiter", "Condition"})
+BOUNDS = frozenset({"within", "at_most", "idle", "patience"})
+"""``patience`` is the broker's ``within``, which does not count the time in which it reads nothing (broker/kept.py)."""
+
+BARE = {
+    "broker/dial.py: connect: self.underlay.connect": "aio_pika calls it within the connect timeout of dial()",
+    "broker/kept.py: patience: anyio.CancelScope": "the bound itself, moved while the broker blocks",
+    "broker/publisher.py: open_log: async with self._line_turn": "who has the turn has patience in all it does",
+    "broker/publisher.py: publish_log: confirmation.wait": "a confirmation has patience (broker/linechannel.py)",
+    "broker/publisher.py: publish_result: async with self._result_turn": "who has the turn has patience in all it does",
+    "broker/publisher.py: send_log: async with self._line_turn": "who has the turn has patience in all it does",
+    "broker/publisher.py: send_log: lines.send": "writing has patience (broker/linechannel.py)",
+    "control/client.py: connect: anyio.connect_unix": "ControlClient asks within its call's seconds",
+    "control/fetch.py: _next_event: self._stream.receive": "ControlClient reads within its call's seconds",
+    "control/fetch.py: ask: self._stream.send": "ControlClient asks within its call's seconds",
+    "control/fetch.py: fetch: connect": "ControlClient asks within its call's seconds",
+    "control/http.py: _next_event: self._stream.receive": "Exchange.read has the seconds of a request",
+    "control/http.py: _next_event: self._stream.send": "Exchange.read has the seconds of a request",
+    "nix/evaluate.py: _one_by_one: async with self._slots": "its holders are processes with deadlines of their own",
+    "nix/evaluate.py: _together: async with self._slots": "its holders are processes with deadlines of their own",
+    "nix/handshake.py: _greet: receiving.receive_exactly": "greet_daemon is within its seconds",
+    "nix/handshake.py: _greet: stream.send": "greet_daemon is within its seconds",
+    "nix/handshake.py: _number: receiving.receive_exactly": "greet_daemon is within its seconds",
+    "pipeline/courier.py: _send_on: sent.wait": "a confirmation has patience (broker/linechannel.py)",
+    "pipeline/courier.py: _send_on: tail.wait": "idle in journal/logwriter.py",
+    "process/child.py: _activity: anyio.wait_readable": "Spawner.run has the command's deadline",
+    "remote/ssh.py: _log_in: asyncssh.connect": "open_remote is within its connect timeout",
+    "remote/ssh.py: _open_channel: connection.open_unix_connection": "open_remote is within its connect timeout",
+    "supervisor/outbox.py: _despite_faults: send": "a courier's: each of its waits is in pipeline/courier.py",
+    "supervisor/reload.py: reload: async with self._turn": "the reload before it reads files and dismisses identities",
+    "supervisor/view.py: _stream: reader.wait": "idle in journal/logwriter.py",
+}
+"""``file: function: what is called`` without a bound in this function, and who bounds it."""
 
 
 def test_the_import_contracts_hold() -> None:
@@ -58,6 +103,97 @@ def test_every_room_has_a_contract() -> None:
 
 def test_every_idle_wait_is_listed_with_its_reason() -> None:
     assert sorted(idle_waits()) == IDLE.strip().splitlines()
+
+
+def test_every_wait_is_bounded_where_it_stands_or_is_listed_with_who_bounds_it() -> None:
+    found: list[str] = []
+    for file in PACKAGE.rglob("*.py"):
+        room = file.relative_to(PACKAGE).parts[0]
+        if room not in {"lab", "waiting.py"}:
+            tree = ast.parse(file.read_text("utf-8"))
+            waits = Waits(turns_of(tree))
+            waits.visit(tree)
+            found += [f"{file.relative_to(PACKAGE)}: {wait}" for wait in waits.bare]
+    assert sorted(set(found)) == sorted(BARE)
+
+
+@pytest.mark.parametrize(
+    ("body", "bare"),
+    [
+        ("await event.wait()", 1),
+        ("with within(1, 'it'):\n        await event.wait()", 0),
+        ("with within(1, 'it'):\n        pass\n    await event.wait()", 1),
+        ("with within(await event.wait(), 'it'):\n        pass", 1),
+        ("with idle('x'):\n        async def g():\n            await anyio.sleep_forever()", 1),
+        ("async with self.turn:\n        pass", 1),
+        ("with at_most(1):\n        async with self.turn:\n            pass", 0),
+        ("with anyio.CancelScope(deadline=1):\n        await event.wait()", 2),
+        ("async with asyncio.timeout(1):\n        pass", 1),
+        ("await thing.finish()", 0),
+    ],
+)
+def test_bare_waits_are_seen(body: str, bare: int) -> None:
+    waits = Waits(frozenset({"turn"}))
+    waits.visit(ast.parse(f"async def f(self):\n    {body}"))
+    assert len(waits.bare) == bare, waits.bare
+
+
+def turns_of(tree: ast.AST) -> frozenset[str]:
+    """The attributes that are made a lock or its like."""
+    made = [node for node in ast.walk(tree) if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)]
+    return frozenset(
+        _name(target)
+        for node in made
+        if isinstance(node.value, ast.Call) and _name(node.value.func) in TURNS
+        for target in node.targets
+    )
+
+
+class Waits(ast.NodeVisitor):
+    """Collects, as ``function: call``, what waits and is in no bound of its own function; and bounds of other kinds."""
+
+    def __init__(self, turns: frozenset[str]) -> None:
+        self.bare: list[str] = []
+        self._turns = turns
+        self._function = ""
+        self._bounded = False
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        before = self._function, self._bounded
+        self._function, self._bounded = node.name, False
+        self.generic_visit(node)
+        self._function, self._bounded = before
+
+    visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815 - as ast names its nodes
+
+    def visit_With(self, node: ast.With | ast.AsyncWith) -> None:
+        before = self._bounded
+        for item in node.items:
+            self.visit(item)
+            call = item.context_expr
+            if isinstance(node, ast.AsyncWith) and _name(call) in self._turns:
+                self._see(f"async with {ast.unparse(call)}")
+            self._bounded |= isinstance(call, ast.Call) and _name(call.func) in BOUNDS
+        for statement in node.body:
+            self.visit(statement)
+        self._bounded = before
+
+    visit_AsyncWith = visit_With  # noqa: N815 - as ast names its nodes
+
+    def visit_Await(self, node: ast.Await) -> None:
+        if isinstance(node.value, ast.Call) and _name(node.value.func) in PRIMITIVES:
+            self._see(ast.unparse(node.value.func))
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        timed = any(word.arg == "deadline" for word in node.keywords)
+        if (_name(node.func) == "CancelScope" and timed) or ast.unparse(node.func) == "asyncio.timeout":
+            self.bare.append(f"{self._function}: {ast.unparse(node.func)}")
+        self.generic_visit(node)
+
+    def _see(self, what: str) -> None:
+        if not self._bounded:
+            self.bare.append(f"{self._function}: {what}")
 
 
 def idle_waits() -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import anyio
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage  # noqa: TID251 - this is that room
@@ -206,7 +207,10 @@ class _Consumer:
 
     async def _on_message(self, message: AbstractIncomingMessage) -> None:
         if not self.wanted:
-            with around(Step.DELIVERY_REQUEUE):
+            # On a channel that ends in this moment it goes back by itself.
+            gone = suppress(BrokerUnavailableError, BrokerRefusedError, DeadlineExceededError)
+            settle = within(self.call_timeout_seconds, "giving a message back")
+            with around(Step.DELIVERY_REQUEUE), gone, translated(self.doing(Phase.SETTLE)), settle:
                 await message.nack(requeue=True)
             return
         with around(Step.DELIVERY_TAKEN):

@@ -101,7 +101,8 @@ def _header(snapshot: DaemonSnapshot) -> Iterator[Text]:
     yield Text(f"slots   {slots}")
     locks = f"locks   {snapshot.locks_held} held, {snapshot.locks_waiting} waiting   "
     low = snapshot.disk_free_bytes < snapshot.disk_floor_bytes
-    disk = f"disk {size(snapshot.disk_free_bytes)} free, floor {size(snapshot.disk_floor_bytes)}"
+    where = f" at {visible(snapshot.disk_place)}" if low else ""
+    disk = f"disk {size(snapshot.disk_free_bytes)} free{where}, floor {size(snapshot.disk_floor_bytes)}"
     yield Text.assemble(locks, (disk, "bold red" if low else ""))
     for broker in snapshot.brokers:
         yield _broker(broker)
@@ -179,8 +180,11 @@ def _system_details(system: SystemSnapshot, said: _Said, *, wide: bool) -> Itera
             yield Text(f"attempt {visible(job.attempt_id)}", "dim")
         if job.waiting_for:
             yield Text(f"waiting for {visible(job.waiting_for)}", "yellow")
+        if job.trouble and not said.again(job.trouble):
+            yield Text(f"tried again after: {visible(job.trouble)}", "yellow")
     if system.amqp_detail and not said.again(system.amqp_detail):
-        yield Text(f"amqp: {visible(system.amqp_detail)}", _AMQP_STYLE[system.amqp])
+        what = "pauses" if system.amqp is AmqpState.HOLDING else "amqp"
+        yield Text(f"{what}: {visible(system.amqp_detail)}", _AMQP_STYLE[system.amqp])
 
 
 def _identity_details(identity: IdentitySnapshot, said: _Said, *, wide: bool) -> Iterator[Text]:
@@ -188,7 +192,9 @@ def _identity_details(identity: IdentitySnapshot, said: _Said, *, wide: bool) ->
         yield Text(visible(identity.reason), VERDICT_STYLE[identity_verdict(identity)])
     if identity.results_waiting:
         waiting = identity.results_waiting
-        yield Text(f"{waiting} result{' waits' if waiting == 1 else 's wait'} in the outbox", "yellow")
+        detail = identity.results_detail
+        because = f": {visible(detail)}" if detail and not said.again(detail) else ""
+        yield Text(f"{waiting} result{' waits' if waiting == 1 else 's wait'} in the outbox{because}", "yellow")
     if identity.restarts and not wide:
         yield Text(f"{identity.restarts} restarts")
     if identity.last_error and not said.again(identity.last_error):

@@ -100,7 +100,10 @@ class NixTable(Table):
     """How the identity evaluates and builds."""
 
     systems: SystemNames | None = key("nix systems to build for; a queue and a work tree for each", default="required")
-    remote: str | None = key('NIX_REMOTE as it is: "daemon", a store URI, or "" (set but empty) for no daemon')
+    remote: str | None = key(
+        'NIX_REMOTE as it is: "daemon", a store URI, or "" (set but empty) for no daemon. A systemd unit printed while '
+        'every identity has "daemon" takes away what builds need: print it anew before this changes'
+    )
     build_timeout_seconds: Annotated[int, Between(1, MOST)] | None = key("nix's build-timeout, for each derivation")
     eval_timeout_seconds: Seconds | None = key("limit of one evaluation")
     attempt_timeout_seconds: Seconds | None = key(

@@ -9,6 +9,8 @@ import anyio
 import h11
 from anyio.abc import ByteStream
 
+from ofborg_async.waiting import at_most
+
 Connect = Callable[[], Awaitable[ByteStream]]
 """Opens a fresh stream to the control socket. Raises NoDaemonError."""
 
@@ -80,5 +82,5 @@ async def fetch(connect: Connect, method: str, target: str, body: bytes) -> Asyn
         await reply.ask(method, target, body)
         yield reply
     finally:
-        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + _CLOSE_SECONDS):
+        with anyio.CancelScope(shield=True), at_most(_CLOSE_SECONDS):
             await stream.aclose()

@@ -28,7 +28,8 @@ def _host(snapshot: DaemonSnapshot) -> Iterator[Metric]:
     yield _gauge("uptime_seconds", "Since the daemon started.", [Sample(snapshot.uptime_seconds)])
     yield _gauge("verdict", "1 for the verdict of status.", _one_of("verdict", snapshot.verdict, Verdict, ()))
     yield _gauge("config_changed", "1 when the files differ from what runs.", [Sample(snapshot.config_changed)])
-    yield _gauge("disk_free_bytes", "Free space at the state directory.", [Sample(snapshot.disk_free_bytes)])
+    nearest = "Free space at that place of those that jobs write to which is nearest to its floor."
+    yield _gauge("disk_free_bytes", nearest, [Sample(snapshot.disk_free_bytes)])
     yield _gauge("disk_floor_bytes", "Below this no job is taken.", [Sample(snapshot.disk_floor_bytes)])
     yield _gauge("locks_held", "Locks that are held.", [Sample(snapshot.locks_held)])
     yield _gauge("locks_waiting", "Waiters for locks.", [Sample(snapshot.locks_waiting)])

@@ -128,7 +128,9 @@ def _list(facts: list[tuple[str, str]]) -> str:
 
 def _disk(snapshot: DaemonSnapshot) -> str:
     text = f"{snapshot.disk_free_bytes // _MEBIBYTE:,} MiB free, floor {snapshot.disk_floor_bytes // _MEBIBYTE:,} MiB"
-    return f'<span class="down">{text}</span>' if snapshot.disk_free_bytes < snapshot.disk_floor_bytes else text
+    if snapshot.disk_free_bytes >= snapshot.disk_floor_bytes:
+        return text
+    return f'<span class="down">{text}, at {escape(snapshot.disk_place)}</span>'
 
 
 def _identity(identity: IdentitySnapshot) -> str:
@@ -159,6 +161,7 @@ def _job(job: JobSnapshot | None) -> str:
     if len(job.attrs) > _ATTRS_SHOWN:
         attrs += f" and {len(job.attrs) - _ATTRS_SHOWN} more"
     waiting = f"<br>waiting for {escape(job.waiting_for)}" if job.waiting_for else ""
+    waiting += f"<br>tried again after: {escape(job.trouble)}" if job.trouble else ""
     return (
         f"<td>{escape(job.repo)} #{job.pr}<br><code>{escape(attrs)}</code>"
         f'<br><span class="soft">attempt {escape(job.attempt_id[:8])}, {job.lines:,} lines</span></td>'

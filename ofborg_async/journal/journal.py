@@ -14,7 +14,6 @@ from ofborg_async.errors import FaultKind, HostFault
 from ofborg_async.journal import attempts, history, holds, outbox
 from ofborg_async.journal.agetime import AgeClock
 from ofborg_async.journal.attempts import Ending
-from ofborg_async.journal.holds import HoldKind
 from ofborg_async.journal.opening import FREE_SPACE, cannot_open
 from ofborg_async.journal.processlog import ProcessLog
 from ofborg_async.journal.records import (
@@ -337,37 +336,17 @@ class Journal:
 
     async def set_pause(self, identity: str, reason: str, until: datetime | None) -> None:
         """Pause an identity until it is cleared, or ``until`` comes."""
-        await self._hold(HoldKind.PAUSE, identity, reason, until)
+        wall_ms = self._ages.moment().wall_ms
+        await self._writer.write(Step.JOURNAL_HOLD, lambda db: holds.put(db, identity, reason, until, wall_ms))
 
     async def clear_pause(self, identity: str) -> bool:
         """End a pause; False when there was none."""
-        return await self._writer.write(Step.JOURNAL_HOLD_CLEARED, lambda db: holds.clear(db, HoldKind.PAUSE, identity))
+        return await self._writer.write(Step.JOURNAL_HOLD_CLEARED, lambda db: holds.clear(db, identity))
 
     async def pauses(self) -> tuple[Hold, ...]:
         """Pauses that are not over."""
-        return await self._active(HoldKind.PAUSE)
-
-    async def set_quarantine(self, identity: str, reason: str, until: datetime | None) -> None:
-        """Put an identity in quarantine until it is cleared, or ``until`` comes."""
-        await self._hold(HoldKind.QUARANTINE, identity, reason, until)
-
-    async def clear_quarantine(self, identity: str) -> bool:
-        """End a quarantine; False when there was none."""
-        return await self._writer.write(
-            Step.JOURNAL_HOLD_CLEARED, lambda db: holds.clear(db, HoldKind.QUARANTINE, identity)
-        )
-
-    async def quarantines(self) -> tuple[Hold, ...]:
-        """Quarantines that are not over."""
-        return await self._active(HoldKind.QUARANTINE)
-
-    async def _hold(self, kind: HoldKind, identity: str, reason: str, until: datetime | None) -> None:
         wall_ms = self._ages.moment().wall_ms
-        await self._writer.write(Step.JOURNAL_HOLD, lambda db: holds.put(db, kind, identity, reason, until, wall_ms))
-
-    async def _active(self, kind: HoldKind) -> tuple[Hold, ...]:
-        wall_ms = self._ages.moment().wall_ms
-        return await self._writer.read(lambda db: holds.active(db, kind, wall_ms))
+        return await self._writer.read(lambda db: holds.active(db, wall_ms))
 
     # --- processes: process.ProcessRegistry ---------------------------------------------------------------------------
 

@@ -94,14 +94,17 @@ def _ensure_exists(path: Path, generation_file: GenerationFile) -> None:
 
 
 def _create(path: Path) -> None:
-    # Under another name first: a crash leaves either no journal or a whole one.
+    # Under another name first: a crash leaves either no journal or a whole one. In its lasting mode too, for to change
+    # that is a transaction of its own, which a crash would leave to be rolled back.
     fresh = path.with_name(path.name + ".new")
-    for leftover in (fresh, fresh.with_name(fresh.name + "-journal")):
-        leftover.unlink(missing_ok=True)
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
     os.close(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     connection = _connect(fresh, "rw")
     try:
+        connection.execute("PRAGMA journal_mode = WAL")
         migrate(connection)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # all of it into the one file, or an error
     finally:
         connection.close()
     fresh.rename(path)
@@ -125,7 +128,9 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
 def _inspect(path: Path, generation_file: GenerationFile) -> Generation:
     """Look at a journal without changing it: what is refused is left as it was found, its WAL too."""
     unclean = _size(path.with_name(path.name + "-wal")) > 0
-    connection = _connect(path, "ro")
+    # But a transaction that was cut off in the old mode can only be looked at once it is rolled back.
+    cut_off = _size(path.with_name(path.name + "-journal")) > 0
+    connection = _connect(path, "rw" if cut_off else "ro")
     try:
         check_ours(connection, str(path))
         whole = unclean and path.stat().st_size <= _WHOLE_CHECK_BYTES

@@ -157,7 +157,7 @@ class OutboxEntry:
 
 @frozen
 class Hold:
-    """Why an identity takes no work: a pause of the operator or a quarantine. ``until`` None means until cleared."""
+    """Why an identity takes no work: a pause of the operator. ``until`` None means until cleared."""
 
     identity: str
     reason: str

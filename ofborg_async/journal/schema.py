@@ -10,7 +10,7 @@ A migration is never changed once released: a new one is added at the end.
   ``touched_age_ms`` is the journal's own age (agetime.py), ``touched_at_ms`` the wall clock at the same moment.
 - ``outbox``: results on their way. ``res`` 0 pending, 1 confirmed; ``log`` 0 not yet, 1 marked, 2 done.
 - ``tally``: ok and failed attempts in steps of ten minutes, so that counts cost the same with any history.
-- ``hold``: pauses and quarantines. ``restarts``: by identity.
+- ``hold``: pauses. ``restarts``: by identity.
 """
 
 from __future__ import annotations

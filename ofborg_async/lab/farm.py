@@ -8,7 +8,7 @@ import socket
 import sys
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import anyio
@@ -16,12 +16,16 @@ from attrs import frozen
 
 from ofborg_async.control.client import ControlClient, unix_connector
 from ofborg_async.lab.rabbitmq import ADMIN, Broker, QueueState
+from ofborg_async.lab.restricted import daemons_spawn
 from ofborg_async.lab.servers import LabError, Server, base_environment
-from ofborg_async.lab.store import Store, private_store
+from ofborg_async.lab.store import Store, private_nix_daemon, private_store
 from ofborg_async.lab.upstream import Changes, Upstream, create_upstream
 from ofborg_async.lab.wiretap import Wiretap, job_queue, wiretap
 from ofborg_async.model.status import DaemonSnapshot
 from ofborg_async.waiting import within
+
+NIX_DAEMON_VARIABLE = "OFBORG_ASYNC_LAB_NIX_DAEMON"
+"""With it in the environment, each farm's store is reached by way of a nix-daemon."""
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 60.0
@@ -30,7 +34,8 @@ STOP_SECONDS = 60.0
 class DaemonProcess:
     """``ofborg-async run`` on ``files``, its state, socket and log in ``directory``. Ready as systemd would be told.
 
-    ``environment`` is added to a minimal one (PATH, the state's and the socket's place, permission to be root).
+    ``environment`` is added to a minimal one (PATH, the state's and the socket's place, permission to be root). It has
+    the rights of this process, or those that a service unit gives it (``restricted``).
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class DaemonProcess:
             [*prefix, sys.executable, "-m", "ofborg_async", "run", *words],
             env={**env, **(environment or {})},
             log=self.log,
+            spawn=daemons_spawn(),
         )
         self.client = ControlClient(unix_connector(self.socket_path), where=str(self.socket_path))
 
@@ -178,8 +184,14 @@ class Farm:
     async def daemon(
         self, *files: Path, environment: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
     ) -> AsyncIterator[DaemonProcess]:
-        """A ready DaemonProcess for the time of the block; killed at its end if it still runs."""
-        daemon = DaemonProcess(self.directory / "daemon", files, environment=environment, prefix=prefix)
+        """A ready DaemonProcess for the time of the block; killed at its end if it still runs.
+
+        Its first pause before it tries again what failed is a tenth of the usual second: nobody else uses this broker.
+        """
+        quick = {"OFBORG_ASYNC_BACKOFF_FIRST_SECONDS": "0.1"}
+        daemon = DaemonProcess(
+            self.directory / "daemon", files, environment=quick | dict(environment or {}), prefix=prefix
+        )
         try:
             await daemon.start()
             yield daemon
@@ -212,7 +224,8 @@ async def open_farm(
     await broker.add_vhost(vhost)
     try:
         async with (
-            private_store(directory / "store", **nix_settings) as store,
+            private_store(directory / "store", **nix_settings) as own,
+            private_nix_daemon(own) if NIX_DAEMON_VARIABLE in os.environ else nullcontext(own) as store,
             wiretap(broker.url(vhost=vhost), *systems) as tap,
         ):
             upstream = await create_upstream(directory / "upstream.git", contents)

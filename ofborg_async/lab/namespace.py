@@ -75,13 +75,18 @@ def namespaces_work() -> bool:
     return subprocess.run(words, capture_output=True, timeout=_ASK_SECONDS, check=False).returncode == 0
 
 
-@asynccontextmanager
-async def private_nix(directory: Path, **settings: str) -> AsyncIterator[PrivateNix]:
-    """Such a place and a nix-daemon in it while the block runs; the settings as for ``store.create_store``."""
+def empty_nix(directory: Path, **settings: str) -> PrivateNix:
+    """Such a place, with an empty ``/nix``; the settings as for ``store.create_store``."""
     for name in ("nix", "etc", "root"):
         (directory / name).mkdir(parents=True)
     write_nix_conf(directory / "etc" / "nix.conf", **settings)
-    place = PrivateNix(directory, ("unshare", "--mount", "--", "sh", "-c", _SCRIPT, "sh", str(directory)))
+    return PrivateNix(directory, ("unshare", "--mount", "--", "sh", "-c", _SCRIPT, "sh", str(directory)))
+
+
+@asynccontextmanager
+async def private_nix(directory: Path, **settings: str) -> AsyncIterator[PrivateNix]:
+    """Such a place and a nix-daemon in it while the block runs; the settings as for ``store.create_store``."""
+    place = empty_nix(directory, **settings)
     environment = base_environment(HOME="/homeless-shelter")
     server = Server("nix-daemon", [*place.prefix, "nix-daemon"], env=environment, log=directory / "daemon.log")
     socket = directory / "nix" / "var" / "nix" / "daemon-socket" / "socket"

@@ -46,6 +46,11 @@ class Proxy:
         self._refusing = False
         self._connections: set[anyio.CancelScope] = set()
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._connections)
+
     def freeze(self, *ways: Way) -> None:
         """Pass nothing on any more, in both ways by default; connections stay open and new ones are taken."""
         self._frozen |= set(ways or Way)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import secrets
 import shutil
 import signal
@@ -22,6 +21,7 @@ import anyio
 from attrs import frozen
 
 from ofborg_async.lab.commands import run
+from ofborg_async.lab.erlang import binary, core_plugins, erl_call, server_program, string
 from ofborg_async.lab.servers import LOOPBACK, LabError, Server, base_environment, free_port, listens
 from ofborg_async.lab.tls import TlsFiles
 from ofborg_async.waiting import at_most
@@ -29,14 +29,12 @@ from ofborg_async.waiting import at_most
 ADMIN = "lab"
 """The user that every broker has, with all rights on each virtual host; it is its own password."""
 
-_DEBIAN_SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"  # what is on PATH insists on the user rabbitmq
 _START_SECONDS = 90.0
 _STOP_SECONDS = 30.0
 _CALL_SECONDS = 30.0
 _GREETING_SECONDS = 5.0
 _PORT_TRIES = 4
-_CORE = ["rabbit", "rabbit_common", "ra", "rabbitmq_prelaunch", "ranch", "osiris", "syslog"]
-_OTP = ["kernel", "stdlib", "ssl", "compiler", "mnesia", "sasl", "inets", "xmerl", "public_key"]
+_WORDS_OF_A_TIMEOUT = b"has timed out waiting for"
 _WORDS_OF_A_TAKEN_PORT = ("eaddrinuse", "address already in use", "already in use", "ERROR: port")
 
 
@@ -163,40 +161,40 @@ class Broker:
     async def add_user(self, user: str, password: str) -> None:
         """A user without any right."""
         await self.evaluate(
-            f"rabbit_auth_backend_internal:add_user({_text(user)}, {_text(password)}, {_text(ADMIN)}), ok"
+            f"rabbit_auth_backend_internal:add_user({binary(user)}, {binary(password)}, {binary(ADMIN)}), ok"
         )
 
     async def delete_user(self, user: str) -> None:
         """Remove a user; the broker closes its connections."""
-        await self.evaluate(f"rabbit_auth_backend_internal:delete_user({_text(user)}, {_text(ADMIN)}), ok")
+        await self.evaluate(f"rabbit_auth_backend_internal:delete_user({binary(user)}, {binary(ADMIN)}), ok")
 
     async def change_password(self, user: str, password: str) -> None:
         """For connections to come; open ones stay."""
         await self.evaluate(
-            f"rabbit_auth_backend_internal:change_password({_text(user)}, {_text(password)}, {_text(ADMIN)}), ok"
+            f"rabbit_auth_backend_internal:change_password({binary(user)}, {binary(password)}, {binary(ADMIN)}), ok"
         )
 
     async def set_permissions(
         self, user: str, vhost: str = "/", *, configure: str = ".*", write: str = ".*", read: str = ".*"
     ) -> None:
         """What a user may do on a virtual host: regular expressions over names of queues and exchanges."""
-        arguments = ", ".join(map(_text, (user, vhost, configure, write, read, ADMIN)))
+        arguments = ", ".join(map(binary, (user, vhost, configure, write, read, ADMIN)))
         await self.evaluate(f"rabbit_auth_backend_internal:set_permissions({arguments}), ok")
 
     async def add_vhost(self, vhost: str) -> None:
         """A virtual host on which the ADMIN has all rights."""
-        await self.evaluate(f"rabbit_vhost:add({_text(vhost)}, {_text(ADMIN)}), ok")
+        await self.evaluate(f"rabbit_vhost:add({binary(vhost)}, {binary(ADMIN)}), ok")
         await self.set_permissions(ADMIN, vhost)
 
     async def delete_vhost(self, vhost: str) -> None:
         """Remove a virtual host with its queues and connections."""
-        await self.evaluate(f"rabbit_vhost:delete({_text(vhost)}, {_text(ADMIN)}), ok")
+        await self.evaluate(f"rabbit_vhost:delete({binary(vhost)}, {binary(ADMIN)}), ok")
 
     async def delete_queue(self, queue: str, vhost: str = "/") -> None:
         """Delete a queue under its consumers."""
-        name = f"rabbit_misc:r({_text(vhost)}, queue, {_text(queue)})"
+        name = f"rabbit_misc:r({binary(vhost)}, queue, {binary(queue)})"
         await self.evaluate(
-            f"{{ok, Q}} = rabbit_amqqueue:lookup({name}), rabbit_amqqueue:delete(Q, false, false, {_text(ADMIN)}), ok"
+            f"{{ok, Q}} = rabbit_amqqueue:lookup({name}), rabbit_amqqueue:delete(Q, false, false, {binary(ADMIN)}), ok"
         )
 
     async def list_queues(self, vhost: str = "/") -> dict[str, QueueState]:
@@ -204,7 +202,7 @@ class Broker:
         keys = "[name, messages, messages_ready, messages_unacknowledged, consumers]"
         rows = await self.evaluate(
             f"[[element(4, N), M, R, U, C] || [{{_, N}}, {{_, M}}, {{_, R}}, {{_, U}}, {{_, C}}]"
-            f" <- rabbit_amqqueue:info_all({_text(vhost)}, {keys})]"
+            f" <- rabbit_amqqueue:info_all({binary(vhost)}, {keys})]"
         )
         return {row[0]: QueueState(*row) for row in rows}
 
@@ -213,7 +211,7 @@ class Broker:
         rows = await self.evaluate(
             "[[element(4, proplists:get_value(queue_name, C)), proplists:get_value(consumer_tag, C),"
             " proplists:get_value(prefetch_count, C), proplists:get_value(ack_required, C)]"
-            f" || C <- rabbit_amqqueue:consumers_all({_text(vhost)})]"
+            f" || C <- rabbit_amqqueue:consumers_all({binary(vhost)})]"
         )
         return sorted((ConsumerState(*row) for row in rows), key=lambda state: (state.queue, state.tag))
 
@@ -221,10 +219,15 @@ class Broker:
         """How many AMQP connections are open."""
         return int(await self.evaluate("length(rabbit_networking:connections())"))
 
+    def count_timeouts(self) -> int:
+        """How often it said in its log that a consumer took longer than consumer_timeout for an acknowledgement."""
+        logs = (self.directory / "log").glob("*.log")
+        return sum(path.read_bytes().count(_WORDS_OF_A_TIMEOUT) for path in logs)
+
     async def close_all_connections(self) -> None:
         """Close every AMQP connection with 320 CONNECTION_FORCED."""
         await self.evaluate(
-            f"[rabbit_networking:close_connection(C, {_string('closed by the lab')})"
+            f"[rabbit_networking:close_connection(C, {string('closed by the lab')})"
             " || C <- rabbit_networking:connections()], ok"
         )
 
@@ -247,10 +250,10 @@ class Broker:
         Raises LabError with what the node said, or when ``seconds`` are over.
         """
         reply = self.directory / f"reply-{next(self._replies)}"
-        program = f"ok = file:write_file({_text(str(reply))}, rabbit_json:encode(begin {code} end)), written.\n"
+        program = f"ok = file:write_file({binary(str(reply))}, rabbit_json:encode(begin {code} end)), written.\n"
         address = f"{LOOPBACK}:{self._distribution_port}"
         said = await run(
-            *(_erl_call(), "-r", "-address", address, "-timeout", f"{seconds:g}", "-e"),
+            *(erl_call(), "-r", "-address", address, "-timeout", f"{seconds:g}", "-e"),
             env=self._environment(),
             stdin=program.encode(),
             deadline_seconds=seconds,
@@ -289,9 +292,7 @@ class Broker:
         )
         self._epmd = Server("epmd", ["epmd"], env=environment, log=self.directory / "epmd.log")
         environment |= self._node_settings(f"lab{self.port}@localhost")
-        self._server = Server(
-            "rabbitmq-server", [_server_program()], env=environment, log=self.directory / "output.log"
-        )
+        self._server = Server("rabbitmq-server", [server_program()], env=environment, log=self.directory / "output.log")
 
     def _node_settings(self, name: str) -> dict[str, str]:
         settings = {
@@ -308,7 +309,7 @@ class Broker:
             "RUNNING_UNDER_SYSTEMD": "true",  # the start script then becomes the node instead of waiting for it
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": " ".join(self._node_arguments()),
         }
-        core = None if self._plugins else _core_plugins()
+        core = None if self._plugins else core_plugins()
         if core is not None:
             chosen = self.directory / "plugins"
             chosen.mkdir()
@@ -347,6 +348,9 @@ class Broker:
             await self._epmd.ready(lambda: listens(epmd_port), _START_SECONDS)
         self._node.start()
         await self._node.ready(self._greets, _START_SECONDS)
+        tls_port = self.tls_port
+        if tls_port is not None:  # which may come a moment later
+            await self._node.ready(lambda: listens(tls_port), _START_SECONDS)
 
     async def _greets(self) -> bool:
         """Whether the node answers the protocol header with connection.start: a method frame on channel 0."""
@@ -385,39 +389,3 @@ async def private_broker(
     finally:
         broker.close()
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _server_program() -> str:
-    return _DEBIAN_SERVER if os.access(_DEBIAN_SERVER, os.X_OK) else "rabbitmq-server"
-
-
-def _core_plugins() -> list[Path] | None:
-    """The directories of what every node needs, RabbitMQ's and OTP's; None where they are not found in one place."""
-    server, erl = (shutil.which(name, path=base_environment()["PATH"]) for name in (_server_program(), "erl"))
-    if server is None or erl is None:
-        return None
-    plugins = Path(server).resolve().parent.parent / "plugins"
-    otp = Path(erl).resolve().parent.parent / "lib"
-    found = [sorted(place.glob(f"{name}-[0-9]*")) for place, names in ((plugins, _CORE), (otp, _OTP)) for name in names]
-    return [matches[-1] for matches in found] if all(found) else None
-
-
-def _erl_call() -> str:
-    """OTP's own client for one call to a node; beside ``erl`` where it is not on PATH."""
-    path = base_environment()["PATH"]
-    found = shutil.which("erl_call", path=path)
-    if found is None and (erl := shutil.which("erl", path=path)) is not None:
-        found = shutil.which("erl_call", path=str(Path(erl).resolve().parent))
-    if found is None:
-        raise LabError("erl_call, a part of Erlang/OTP, is missing: `make install` installs it")
-    return found
-
-
-def _text(value: str) -> str:
-    """An Erlang binary with the value's UTF-8 bytes."""
-    return f"<<{','.join(map(str, value.encode()))}>>"
-
-
-def _string(value: str) -> str:
-    """An Erlang string."""
-    return json.dumps(value)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import anyio
 
@@ -40,6 +41,30 @@ class LabError(OfborgAsyncError):
     """A private part did not do what was asked; the message has its last words."""
 
 
+class Process(Protocol):
+    """A process that was started, the first of its group: what is needed of subprocess.Popen."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    def poll(self) -> int | None:
+        """Its exit status (negative: the signal that ended it); None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The same once it has exited. Raises subprocess.TimeoutExpired after ``timeout`` seconds."""
+
+
+Spawn = Callable[[Sequence[str], Mapping[str, str], Path], Process]
+"""Starts words with an environment, and appends what they print to a file. Raises FileNotFoundError."""
+
+
+def spawn_here(argv: Sequence[str], env: Mapping[str, str], log: Path) -> Process:
+    """A child of this process."""
+    with log.open("ab") as output:
+        return subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0)
+
+
 class Server:
     """A program that runs until it is ended, in a process group of its own, its output appended to ``log``.
 
@@ -47,12 +72,15 @@ class Server:
     process kills its group when this process dies without saying so.
     """
 
-    def __init__(self, name: str, argv: Sequence[str], *, env: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, name: str, argv: Sequence[str], *, env: Mapping[str, str], log: Path, spawn: Spawn = spawn_here
+    ) -> None:
         self.name = name
         self.log = log
         self._argv = argv
         self.env = env
-        self._popen: subprocess.Popen[bytes] | None = None
+        self._spawn = spawn
+        self._popen: Process | None = None
         self._guard: subprocess.Popen[bytes] | None = None
 
     @property
@@ -78,10 +106,7 @@ class Server:
             raise LabError(f"{self.name} runs already")
         self.kill()
         try:
-            with self.log.open("ab") as log:
-                self._popen = subprocess.Popen(
-                    self._argv, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
-                )
+            self._popen = self._spawn(self._argv, self.env, self.log)
         except FileNotFoundError as error:
             raise LabError(f"{self.name}: {self._argv[0]} is missing: `make install` installs it") from error
         self._guard = subprocess.Popen(

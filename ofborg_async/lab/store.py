@@ -88,10 +88,10 @@ async def private_store(directory: Path, **settings: str) -> AsyncIterator[Store
 
 @asynccontextmanager
 async def private_nix_daemon(store: Store) -> AsyncIterator[Store]:
-    """A nix-daemon in front of ``store`` while the block runs, and the Store that reaches it (``remote`` is "daemon").
+    """A nix-daemon with the settings of ``store`` and a store of its own while the block runs, and the way to it.
 
-    What it builds lies where the client does not see it: an evaluation that reads a built path (import from derivation)
-    fails. Where that matters, see ``namespace``.
+    ``remote`` is "daemon". The store's paths do not begin with /nix: clients read what they name, so it is there for
+    all to see. Where they must, see ``namespace``.
     """
     async with nix_daemon_of(store) as (_, reached):
         yield reached
@@ -101,11 +101,18 @@ async def private_nix_daemon(store: Store) -> AsyncIterator[Store]:
 async def nix_daemon_of(store: Store) -> AsyncIterator[tuple[Server, Store]]:
     """The same with its Server, which may be killed and started while the block runs."""
     socket = store.directory / "daemon-socket"
-    environment = {**store.environment, "NIX_DAEMON_SOCKET_PATH": str(socket)}
+    place = store.directory / "daemon"
+    environment = {
+        **store.environment,
+        "NIX_DAEMON_SOCKET_PATH": str(socket),
+        "NIX_STORE_DIR": str(place / "store"),
+        "NIX_STATE_DIR": str(place / "state"),
+        "NIX_LOG_DIR": str(place / "log"),
+    }
     server = Server(
         "nix-daemon",
         ["nix-daemon"],
-        env=base_environment(HOME="/homeless-shelter", NIX_REMOTE=store.remote, **environment),
+        env=base_environment(HOME="/homeless-shelter", NIX_REMOTE="local", **environment),
         log=store.directory / "daemon.log",
     )
     try:

@@ -47,7 +47,10 @@ class AmqpState(enum.StrEnum):
 
 @frozen
 class JobSnapshot:
-    """A job under way. ``lines`` so far; ``quiet_seconds`` since its last line; ``limit_seconds`` of the attempt."""
+    """A job under way. ``lines`` so far; ``quiet_seconds`` since its last line; ``limit_seconds`` of the attempt.
+
+    ``trouble``: the fault of the host after which its phase is tried again, "" if there was none.
+    """
 
     attempt_id: str
     request_id: str
@@ -61,6 +64,7 @@ class JobSnapshot:
     quiet_seconds: float
     lines: int
     waiting_for: str = ""
+    trouble: str = ""
 
 
 @frozen
@@ -76,7 +80,10 @@ class SystemSnapshot:
 
 @frozen
 class IdentitySnapshot:
-    """One row of ``status``; ``last_error`` "" when there was none; ``lock`` says how its root is held."""
+    """One row of ``status``; ``last_error`` "" when there was none; ``lock`` says how its root is held.
+
+    ``results_waiting`` are results that the broker does not take, ``results_detail`` why not, "" when not known.
+    """
 
     name: str
     state: IdentityState
@@ -92,6 +99,7 @@ class IdentitySnapshot:
     state_since: str
     jobs_undecodable: int = 0
     results_waiting: int = 0
+    results_detail: str = ""
 
 
 @frozen
@@ -143,7 +151,10 @@ class BrokerSnapshot:
 
 @frozen
 class DaemonSnapshot:
-    """Everything ``status`` shows. ``verdict`` is ok, degraded or down; ``disk_free_bytes`` of the state directory."""
+    """Everything ``status`` shows. ``verdict`` is ok, degraded or down.
+
+    ``disk_place``: of all that jobs write to, the one whose free bytes are nearest to the floor of who uses it.
+    """
 
     schema: int
     host: str
@@ -162,6 +173,7 @@ class DaemonSnapshot:
     verdict: str
     identities: tuple[IdentitySnapshot, ...]
     stopping: bool = False
+    disk_place: str = ""
 
 
 @frozen

@@ -77,6 +77,17 @@ _TEXTS = (
         rb"unable to start build process",
         rb"cloning builder process: ",
         rb"setting up a private mount namespace",
+        rb"while setting up the build environment",
+        rb"cannot set host name",
+        rb"unable to make .* private",
+        rb"kernel namespaces that are required for sandboxing",
+    ),
+    _texts(
+        FaultKind.PERMISSION,
+        "see to whom the nix store and its state belong, and whether they are mounted read-only",
+        rb"remounting .* writable",  # what nix as root tries first with a read-only store
+        rb"creating directory '[^']*/\.links': permission denied",
+        rb"opening lock file '[^']*': permission denied",
     ),
     _texts(
         FaultKind.OTHER,

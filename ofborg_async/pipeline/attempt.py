@@ -137,7 +137,7 @@ class Attempt:
         failures = 0
         while True:
             try:
-                return await step()
+                done = await step()
             except HostFault as fault:
                 failures += 1
                 if failures > self.retry.retries:
@@ -149,5 +149,9 @@ class Attempt:
                         [b"[ofborg-async: this host failed (%s); building again]" % fault.kind.encode()]
                     )
                 self.progress.waiting_for = f"retry after {fault.kind}"
+                self.progress.trouble = str(fault)
                 await self.clock.sleep(pause)
                 self.progress.waiting_for = ""
+            else:
+                self.progress.trouble = ""
+                return done

@@ -21,6 +21,7 @@ class Progress:
         self.attempt_id = attempt_id
         self.lines = 0
         self.waiting_for = ""
+        self.trouble = ""
         self.started_at = clock.now()
         self.durations_seconds: dict[str, float] = {}
         self._clock = clock
@@ -67,4 +68,5 @@ class Progress:
             quiet_seconds=round(now - self._last_line, 3),
             lines=self.lines,
             waiting_for=self.waiting_for,
+            trouble=self.trouble,
         )

@@ -66,10 +66,11 @@ class Children:
     def reap_adopted(self) -> None:
         """Let those orphans vanish which have exited. Costs one system call when no child has.
 
-        A child of ours that has exited and is not reaped yet looks the same there, and is what is found mostly: so only
-        children are listed, if the kernel does that, and not all processes of the host.
+        What is found mostly is a child of ours that is not reaped yet. Nobody looks behind it: whoever runs it reaps it
+        and calls this next. Else children are listed, if the kernel does that, and not all processes of the host.
         """
-        if not self.adopts or not _any_zombie():
+        zombie = _zombie() if self.adopts else None
+        if zombie is None or zombie in self.running:
             return
         listed = _listed_children()
         table = read_proc() if listed is None else read_processes(pid for pid in listed if pid not in self.running)
@@ -131,26 +132,30 @@ def _any_child() -> bool:
     return True
 
 
-def _any_zombie() -> bool:
+def _zombie() -> int | None:
+    """A child that has exited and not been reaped."""
     try:
         return _peek()
     except ChildProcessError:
-        return False
+        return None
 
 
-def _peek() -> bool:
-    """Whether a child has exited and not been reaped. Raises ChildProcessError when there is no child at all."""
+def _peek() -> int | None:
+    """``_zombie``. Raises ChildProcessError when there is no child at all."""
     if sys.platform == "linux":
         found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     else:
         found = None
-    return found is not None
+    return None if found is None else found.si_pid
 
 
 def _listed_children() -> list[int] | None:
     """This process's children; None where the kernel does not list them (CONFIG_PROC_CHILDREN)."""
-    try:
-        lists = [(task / "children").read_bytes() for task in Path("/proc/self/task").iterdir()]
-    except FileNotFoundError:
-        return None
-    return [int(pid) for pids in lists for pid in pids.split()]
+    found: list[int] | None = None
+    for task in os.listdir("/proc/self/task"):  # noqa: PTH208 - after each command, at half the cost of Paths
+        with (
+            suppress(FileNotFoundError, ProcessLookupError),  # a thread that has just ended
+            open(f"/proc/self/task/{task}/children", "rb", buffering=0) as file,  # noqa: PTH123 - as above
+        ):
+            found = [*(found or ()), *map(int, file.read().split())]
+    return found

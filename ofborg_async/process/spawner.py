@@ -224,8 +224,7 @@ class Spawner:
             OWN.reap_adopted()
 
         end = TreeEnd(child.pid, started.start, pause=pause, find_orphans=lambda table: OWN.orphans_of(started, table))
-        latest = anyio.current_time() + grace_seconds + 2 * SWEEP_SECONDS + drain_seconds
-        with anyio.CancelScope(shield=True, deadline=latest):
+        with anyio.CancelScope(shield=True), at_most(grace_seconds + 2 * SWEEP_SECONDS + drain_seconds):
             survivors = await end.run(grace_seconds)
             while not survivors and child.returncode is None:
                 await child.serve(_LAST_SECONDS)

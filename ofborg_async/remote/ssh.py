@@ -20,7 +20,7 @@ from ofborg_async.control.fetch import Connect
 from ofborg_async.control.problems import NoDaemonError
 from ofborg_async.errors import DeadlineExceededError
 from ofborg_async.remote.hosts import HostSpec
-from ofborg_async.waiting import within
+from ofborg_async.waiting import at_most, within
 
 _KEEPALIVE_SECONDS = 15
 _KEEPALIVES_LOST = 3
@@ -62,7 +62,7 @@ async def open_remote(
 
         yield connect
     finally:
-        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + _CLOSE_SECONDS):
+        with anyio.CancelScope(shield=True), at_most(_CLOSE_SECONDS):
             connection.close()
             await connection.wait_closed()
         connection.abort()

@@ -20,6 +20,9 @@ from ofborg_async.model.identity import Settings
 STOP_SECONDS = 180
 """What a stop is given beyond the grace: a minute to end builds, then their messages and results go out."""
 
+_DROP_IN = "nix-daemon.conf"
+# What PrivateTmp= hides.
+_TEMPORARY = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - nothing is written there
 # What ProtectSystem=full and ProtectHome=read-only take away (systemd.exec(5)).
 _READ_ONLY = tuple(map(Path, ("/usr", "/boot", "/efi", "/etc", "/home", "/root", "/run/user")))
 _PATHS = {
@@ -63,6 +66,7 @@ class Needs:
     """What a definition is made from.
 
     ``programs`` are directories that PATH must have besides the usual ones; ``writable`` what the daemon writes to.
+    ``builds`` is whether builds are the daemon's children; false where all of them are nix-daemon's.
     """
 
     kind: Kind
@@ -73,6 +77,7 @@ class Needs:
     writable: tuple[Path, ...] = ()
     programs: tuple[Path, ...] = ()
     grace_seconds: float = 0.0
+    builds: bool = True
 
     @property
     def stop_seconds(self) -> int:
@@ -95,6 +100,7 @@ def needs_of(settings: Settings, kind: Kind, *, user: str, programs: Sequence[Pa
         writable=tuple(dict.fromkeys((state_dir, *roots))),
         programs=tuple(programs),
         grace_seconds=settings.daemon.shutdown_grace_seconds,
+        builds=any(identity.nix.remote != "daemon" for identity in settings.identities),
     )
 
 
@@ -122,7 +128,7 @@ def _check(needs: Needs) -> None:
 
 
 def _unit(needs: Needs) -> str:
-    closed = [path for path in needs.writable if any(path.is_relative_to(place) for place in _READ_ONLY)]
+    strict = _is_strict(needs)
     return _fill(
         "ofborg-async.service",
         {
@@ -131,9 +137,31 @@ def _unit(needs: Needs) -> str:
             "FILES": _files(needs),
             "SOCKET": shlex.quote(str(needs.control_socket)),
             "STOP_SECONDS": str(needs.stop_seconds),
-            "WRITABLE": "".join(f'ReadWritePaths="-{path}"\n' for path in closed),
+            "WRITABLE": "".join(f'ReadWritePaths="-{path}"\n' for path in _closed(needs, strict=strict)),
+            "STRICT": _strict_lines() if strict else "",
         },
     )
+
+
+def _is_strict(needs: Needs) -> bool:
+    """Whether the unit may take away what builds need; not if it would hide one of the daemon's own paths."""
+    paths = (*needs.configuration, *needs.writable, *needs.programs, needs.control_socket)
+    return not needs.builds and not any(path.is_relative_to(place) for path in paths for place in _TEMPORARY)
+
+
+def _closed(needs: Needs, *, strict: bool) -> list[Path]:
+    """Where the daemon writes and the unit would not let it. systemd itself opens StateDirectory, RuntimeDirectory."""
+    if not strict:
+        return [path for path in needs.writable if any(path.is_relative_to(place) for place in _READ_ONLY)]
+    own = (needs.kind.state_dir, needs.kind.runtime_dir)
+    paths = dict.fromkeys((*needs.writable, needs.control_socket.parent))
+    return [path for path in paths if not any(path.is_relative_to(place) for place in own)]
+
+
+def _strict_lines() -> str:
+    """What the drop-in says, to follow what the unit says: the last word counts, an empty one takes back a list."""
+    _, _, lines = _text(_DROP_IN).partition("[Service]\n")
+    return f"\n# Builds are nix-daemon's here, so what they need, the daemon does not.\n{lines}"
 
 
 def _property_list(needs: Needs) -> str:
@@ -149,10 +177,14 @@ def _property_list(needs: Needs) -> str:
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:
-    text = (files("ofborg_async.service") / "data" / template).read_text("utf-8")
+    text = _text(template)
     for name, value in values.items():
         text = text.replace(f"@{name}@", value)
     return text
+
+
+def _text(name: str) -> str:
+    return (files("ofborg_async.service") / "data" / name).read_text("utf-8")
 
 
 def _files(needs: Needs) -> str:
@@ -169,7 +201,7 @@ def _nixos(needs: Needs) -> str:
     unit = unit_sections(_unit(needs))
     service = unit["Service"]
     (path,) = service.pop("Environment")
-    values = {key: found[0] if len(found) == 1 else found for key, found in service.items()}
+    values = {key: found[0] if len(found) == 1 else found for key, found in map(_last_word, service.items()) if found}
     module = {
         "users": {
             "users": {needs.user: {"isSystemUser": True, "group": needs.user, "home": str(needs.state_dir)}},
@@ -202,6 +234,14 @@ def unit_sections(text: str) -> dict[str, dict[str, list[str]]]:
             key, _, value = line.partition("=")
             section.setdefault(key, []).append(value)
     return sections
+
+
+def _last_word(setting: tuple[str, list[str]]) -> tuple[str, list[str]]:
+    """A setting without what a later line of the unit takes back (systemd.syntax(7))."""
+    key, found = setting
+    if "" in found[1:]:
+        return key, found[len(found) - found[::-1].index("") :]
+    return key, found[-1:] if key.startswith("Protect") else found
 
 
 def _nix_darwin(needs: Needs) -> str:

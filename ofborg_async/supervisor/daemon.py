@@ -376,7 +376,8 @@ class Daemon:
         async with anyio.create_task_group() as group:
 
             async def cut() -> None:
-                await event.wait()
+                with idle("what would cut the body short: ended with the body"):
+                    await event.wait()
                 group.cancel_scope.cancel()
 
             group.start_soon(cut)

@@ -56,22 +56,26 @@ class _Held:
         return ", ".join(f"process {pid} ({name_of(pid)})" for pid in self.keepers)
 
     def dead_holders_children(self) -> tuple[int, ...]:
-        """The processes to be ended. Raises ConflictError unless the holder is gone and all are a daemon's."""
+        """The processes to be ended. Raises ConflictError unless the holder is gone and all are a daemon's.
+
+        A living holder is itself one of those that keep the lock.
+        """
         if self.taker in self.keepers:
             raise ConflictError(
                 f"process {self.taker} ({name_of(self.taker or 0)}) holds it and is alive",
                 remedy="wait until it is done; if it must not go on, end it",
             )
-        if self.taker is None or not self.keepers:
+        if not self.keepers:
             raise ConflictError(
                 "somebody holds it, and the system does not tell who", remedy=f"ask as root: lsof {self.path}"
             )
         ours = {record.pid for record in records_of(self.keepers)}
         strangers = [pid for pid in self.keepers if pid not in ours]
         if strangers:
+            # In a container the system does not tell the number of one that is gone.
+            holder = "its holder" if self.taker is None else f"its holder, process {self.taker},"
             raise ConflictError(
-                f"its holder, process {self.taker}, is gone, but {self} has the lock from it, and no daemon of this "
-                "program started that",
+                f"{holder} is gone, but {self} has the lock from it, and no daemon of this program started that",
                 remedy=f"if nothing needs it, end it: kill {' '.join(map(str, strangers))}",
             )
         return self.keepers

@@ -238,7 +238,9 @@ class Identity:
             for system in self.settings.nix.systems
         )
 
-    def snapshot(self, *, ok_24h: int, failed_24h: int, results_waiting: int, lock: str) -> IdentitySnapshot:
+    def snapshot(
+        self, *, ok_24h: int, failed_24h: int, results_waiting: int, results_detail: str, lock: str
+    ) -> IdentitySnapshot:
         """A frozen row for ``status``; the counts come from the journal."""
         return IdentitySnapshot(
             name=self.settings.name,
@@ -255,6 +257,7 @@ class Identity:
             state_since=rfc3339(self._since),
             jobs_undecodable=sum(lane.undecodable for lane in self.lanes),
             results_waiting=results_waiting,
+            results_detail=results_detail,
         )
 
 

@@ -117,7 +117,7 @@ class Lane:
         if state in {AmqpState.CONSUMING, AmqpState.HOLDING}:
             # While a job runs nobody listens, so that the link knows first when the broker is gone.
             broker = self._link.snapshot(())
-            if broker.state is not AmqpState.CONSUMING:
+            if broker.state not in {AmqpState.CONSUMING, state}:
                 state, detail = broker.state, broker.error
         job = self.task.snapshot() if self.task else None
         return SystemSnapshot(self.system, self._subscription.queue, state, job, detail)
@@ -179,7 +179,7 @@ class Lane:
                 self._owner.on(Event.UNABLE, broker.error)
 
     async def _pause_after(self, given: Given) -> None:
-        self.amqp = AmqpState.HOLDING
+        self.amqp, self.amqp_detail = AmqpState.HOLDING, given.reason
         if given.fault is None:
             async with self._services.builds.slot(self._owner.settings.name, self._owner.settings.weight):
                 return  # a slot is free: others on this host or elsewhere had their turn

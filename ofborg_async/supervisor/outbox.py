@@ -43,9 +43,11 @@ class Outbox:
         """Results that no configured identity can send any more."""
         self._couriers: set[Courier] = set()
 
-    def is_troubled(self, identity: str) -> bool:
-        """Whether a result of an identity waits here for its broker."""
-        return any(courier.identity == identity and courier.trouble for courier in self._couriers)
+    def trouble_of(self, identity: str) -> str:
+        """What a result of an identity that is here waits for; "" if none waits."""
+        return next(
+            (courier.trouble for courier in self._couriers if courier.identity == identity and courier.trouble), ""
+        )
 
     @property
     def identities(self) -> frozenset[str]:
@@ -66,22 +68,45 @@ class Outbox:
         """Go on publishing a result that could not be routed."""
         self._group.start_soon(self._despite_faults, courier, partial(courier.redeliver, parcel))
 
-    async def take_over(
+    def take_over(
         self,
         attempt_id: str,
         claim: Claim,
         hold_seconds: float,
         on_reported: Callable[[Claim | None], Awaitable[None]],
-    ) -> bool:
-        """``recover`` for the entry of an attempt of this daemon; False when it has none."""
+    ) -> None:
+        """``recover`` for the entry of an attempt of this daemon; without one its result is out, and reported."""
+        self._group.start_soon(self._take_over, attempt_id, claim, hold_seconds, on_reported)
+
+    async def _take_over(
+        self,
+        attempt_id: str,
+        claim: Claim,
+        hold_seconds: float,
+        on_reported: Callable[[Claim | None], Awaitable[None]],
+    ) -> None:
+        while True:
+            try:
+                entry = await self._entry_of(attempt_id)
+            except HostFault as fault:
+                log.warning("attempt %s: its result stays in the outbox for now: %s", attempt_id, fault)
+                await self._clock.sleep(FAULT_PAUSE_SECONDS)
+            else:
+                break
+        if entry is None:
+            await on_reported(claim)
+        else:
+            self.recover(entry, claim, hold_seconds, on_reported)
+
+    async def _entry_of(self, attempt_id: str) -> OutboxEntry | None:
+        """The entry of an attempt. Raises HostFault."""
         after = 0
         while entries := await self._journal.outbox(after=after):
             for entry in entries:
                 if entry.attempt_id == attempt_id:
-                    self.recover(entry, claim, hold_seconds, on_reported)
-                    return True
+                    return entry
             after = entries[-1].position
-        return False
+        return None
 
     def recover(
         self,

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from ofborg_async.model.status import AmqpState, DaemonSnapshot, IdentitySnapshot, IdentityState
+from ofborg_async.model.status import (
+    AmqpState,
+    DaemonSnapshot,
+    IdentitySnapshot,
+    IdentityState,
+    JobSnapshot,
+    SystemSnapshot,
+)
 
 _HELD = {
     IdentityState.PAUSED: "it is paused",
@@ -19,13 +26,24 @@ def why_not_building(identity: IdentitySnapshot, daemon: DaemonSnapshot) -> str:
         return "The daemon is stopping."
     if identity.state in _HELD:
         return _sentence(_HELD[identity.state], identity.reason or identity.last_error, identity.remedy)
-    job = next((system.job for system in identity.systems if system.job is not None), None)
-    if job is not None:
-        doing = f"waits for {job.waiting_for}" if job.waiting_for else f"is in phase {job.phase}"
-        return f"It builds: {job.repo}#{job.pr} {doing}, {job.elapsed_seconds:.0f} s after its start."
+    for system in identity.systems:
+        if system.job is not None:
+            return _how_it_builds(system.job, system)
     if daemon.disk_free_bytes < daemon.disk_floor_bytes:
-        return f"The disk has {daemon.disk_free_bytes} bytes free, less than the floor of {daemon.disk_floor_bytes}."
-    return _broker_trouble(identity) or "Its queues are empty: it waits for work."
+        free, floor = daemon.disk_free_bytes, daemon.disk_floor_bytes
+        return f"The disk has {free} bytes free, less than the floor of {floor}, at {daemon.disk_place}."
+    return _broker_trouble(identity) or _pause(identity) or _want_of_work(identity)
+
+
+def _how_it_builds(job: JobSnapshot, system: SystemSnapshot) -> str:
+    doing = f"waits for {job.waiting_for}" if job.waiting_for else f"is in phase {job.phase}"
+    since = f"{job.elapsed_seconds:.0f} s after its start, quiet for {job.quiet_seconds:.0f} s"
+    text = f"It builds: {job.repo}#{job.pr} {doing}, {since}"
+    if job.trouble:
+        text += f"; this host failed, and it is tried again: {job.trouble}"
+    if system.amqp in _TROUBLE:
+        text += "; " + _TROUBLE[system.amqp] + (f": {system.amqp_detail}" if system.amqp_detail else "")
+    return text + "."
 
 
 _TROUBLE = {
@@ -42,9 +60,26 @@ def _broker_trouble(identity: IdentitySnapshot) -> str:
             return _sentence(_TROUBLE[system.amqp], system.amqp_detail, "")
     if identity.state in {IdentityState.STARTING, IdentityState.BACKOFF}:
         return (
-            _sentence("it cannot start", identity.last_error, identity.remedy) if identity.last_error else "It starts."
+            _sentence("it cannot take work", identity.last_error, identity.remedy)
+            if identity.last_error
+            else "It starts."
         )
     return ""
+
+
+def _pause(identity: IdentitySnapshot) -> str:
+    """Why it takes nothing for a while, after a job that went back to its queue."""
+    for system in identity.systems:
+        if system.amqp is AmqpState.HOLDING and system.amqp_detail:
+            return _sentence("it pauses, as its last job went back to the queue", system.amqp_detail, "")
+    return ""
+
+
+def _want_of_work(identity: IdentitySnapshot) -> str:
+    text = "Its queues are empty: it waits for work."
+    if identity.results_waiting:
+        text += " " + _sentence(f"{identity.results_waiting} of its results wait", identity.results_detail, "")
+    return text
 
 
 def _sentence(what: str, why: str, remedy: str) -> str:

@@ -32,18 +32,18 @@ class ResultKeeper(Protocol):
         """Send by the ways to the brokers that a new configuration says. Sync."""
         ...
 
-    def is_troubled(self, identity: str) -> bool:
-        """Whether a result of an identity waits for its broker. Sync."""
+    def trouble_of(self, identity: str) -> str:
+        """What a result of an identity that is here waits for; "" if none waits."""
         ...
 
-    async def take_over(
+    def take_over(
         self,
         attempt_id: str,
         claim: Claim,
         hold_seconds: float,
         on_reported: Callable[[Claim | None], Awaitable[None]],
-    ) -> bool:
-        """Take over what a job that was cut off has recorded; False when it has no result on its way."""
+    ) -> None:
+        """Take over what a job that was cut off has recorded. Sync; the outbox's own task looks it up and sends it."""
         ...
 
 

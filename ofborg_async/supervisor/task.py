@@ -188,7 +188,7 @@ class JobTask:
                 if not self._recorded:
                     await self._give_back(CancelReason.SHUTDOWN, None)
                 elif not self._sent:
-                    await self._hand_over()
+                    self._hand_over()
                 elif not self.claim.reported:
                     self.claim.report(self._services.clock.monotonic())
                 await self._station.nix.forget(self.attempt_id)
@@ -317,12 +317,11 @@ class JobTask:
         self.claim.report(self._services.clock.monotonic())
         await acknowledge(self.claim, self._services)
 
-    async def _hand_over(self) -> None:
+    def _hand_over(self) -> None:
         """Cut off on the way to the broker: what is recorded goes out as after a crash; its message is acked then."""
         hold_seconds = self._settings.broker.unroutable_hold_seconds
         sent = partial(reported, services=self._services)
-        if not await self._services.outbox.take_over(self.attempt_id, self.claim, hold_seconds, sent):
-            await sent(self.claim)
+        self._services.outbox.take_over(self.attempt_id, self.claim, hold_seconds, sent)
 
     async def _begin(self) -> Seen:
         """Enter the attempt into the journal, durably, and tell what is known of earlier ones at this job."""

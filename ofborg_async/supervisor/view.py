@@ -6,11 +6,12 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 import anyio
+from attrs import evolve, frozen
 
 from ofborg_async import __version__
 from ofborg_async.clock import rfc3339
@@ -29,10 +30,13 @@ from ofborg_async.model.status import (
     IdentityState,
     LockSnapshot,
 )
+from ofborg_async.nix.environment import places_of_builds
 from ofborg_async.supervisor.lifecycle import Event
 from ofborg_async.supervisor.reasons import why_not_building
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ofborg_async.supervisor.daemon import Daemon
     from ofborg_async.supervisor.identity import Identity
     from ofborg_async.supervisor.task import JobTask
@@ -43,6 +47,22 @@ LOG_CHUNK_BYTES = 64 * 1024
 NO_COUNTERS = Counters()
 
 
+@frozen
+class _Pause:
+    """``until`` is what the operator sees; ``ends_at``, by the monotonic clock in seconds, is when it is over."""
+
+    reason: str
+    until: datetime | None
+    ends_at: float | None
+
+
+@frozen
+class _Disk:
+    place: str
+    free_bytes: int
+    floor_bytes: int
+
+
 class View:
     """Implements DaemonControl for one daemon."""
 
@@ -50,7 +70,7 @@ class View:
         self._daemon = daemon
         self._counters: Mapping[str, Counters] = {}
         self._seen_commits = -1
-        self._holds: dict[str, tuple[str, datetime | None]] = {}
+        self._pauses: dict[str, _Pause] = {}
 
     async def refresh(self) -> None:
         """Read anew the counts that snapshots show, if the journal changed; end pauses whose time has come."""
@@ -59,8 +79,10 @@ class View:
         if commits != self._seen_commits:
             self._seen_commits = commits
             self._counters = await journal.counters()
-        now = self._daemon.clock.now()
-        for name in [name for name, (_, until) in self._holds.items() if until is not None and until <= now]:
+        now = self._daemon.clock.monotonic()
+        for name in [
+            name for name, pause in self._pauses.items() if pause.ends_at is not None and pause.ends_at <= now
+        ]:
             await self._release(name)
 
     # --- snapshots ------------------------------------------------------------------------------------------------
@@ -68,11 +90,9 @@ class View:
     def snapshot(self) -> DaemonSnapshot:
         """Everything ``status`` shows."""
         daemon = self._daemon
-        settings = daemon.settings.daemon
         identities = tuple(self._identity(identity) for identity in daemon.identities.values())
         locks = daemon.locks.statistics()
-        floor = max((identity.settings.limits.disk_floor_bytes for identity in daemon.identities.values()), default=0)
-        free = shutil.disk_usage(settings.state_dir).free
+        disk = self._tightest_disk(daemon.identities.values())
         return DaemonSnapshot(
             schema=1,
             host=socket.gethostname(),
@@ -89,24 +109,41 @@ class View:
                 )
                 for broker, link in daemon.links.by_settings.items()
             ),
-            disk_free_bytes=free,
-            disk_floor_bytes=floor,
+            disk_free_bytes=disk.free_bytes,
+            disk_floor_bytes=disk.floor_bytes,
             locks_held=sum(lock.holder is not None for lock in locks) + len(daemon.root_locks),
             locks_waiting=sum(len(lock.waiters) for lock in locks),
-            verdict=str(overall_verdict(identities, disk_free_bytes=free, disk_floor_bytes=floor)),
+            verdict=str(
+                overall_verdict(identities, disk_free_bytes=disk.free_bytes, disk_floor_bytes=disk.floor_bytes)
+            ),
             identities=identities,
             stopping=daemon.stopping.is_set(),
+            disk_place=disk.place,
         )
+
+    def _tightest_disk(self, identities: Iterable[Identity]) -> _Disk:
+        """The one of those that jobs of these write to which is nearest to its floor."""
+        state_dir = self._daemon.settings.daemon.state_dir
+        floors: dict[Path, int] = {state_dir: 0}
+        for identity in identities:
+            settings = identity.settings
+            for place in (state_dir, settings.root, *places_of_builds(settings.nix)):
+                if place == state_dir or place.is_dir():
+                    floors[place] = max(floors.get(place, 0), settings.limits.disk_floor_bytes)
+        disks = [_Disk(str(place), shutil.disk_usage(place).free, floor) for place, floor in floors.items()]
+        return min(disks, key=lambda disk: disk.free_bytes - disk.floor_bytes)
 
     def _identity(self, identity: Identity) -> IdentitySnapshot:
         counters = self._counters.get(identity.settings.name, NO_COUNTERS)
         # A result that is just being published is no news; one that the broker does not take is.
-        stuck = any(lane.task is not None and lane.task.courier.trouble for lane in identity.lanes)
-        stuck = stuck or self._daemon.services.outbox.is_troubled(identity.settings.name)
+        troubles = [lane.task.courier.trouble for lane in identity.lanes if lane.task is not None]
+        troubles.append(self._daemon.services.outbox.trouble_of(identity.settings.name))
+        trouble = next(filter(None, troubles), "")
         return identity.snapshot(
             ok_24h=counters.ok_24h,
             failed_24h=counters.failed_24h,
-            results_waiting=counters.results_waiting if stuck else counters.unroutable,
+            results_waiting=counters.results_waiting if trouble else counters.unroutable,
+            results_detail=trouble,
             lock="held" if identity.settings.name in self._daemon.root_locks else "not held",
         )
 
@@ -161,7 +198,14 @@ class View:
     def why(self, identity: str) -> str:
         """The one reason why an identity does not build now."""
         found = self._find(identity)
-        return why_not_building(self._identity(found), self.snapshot())
+        disk = self._tightest_disk([found])  # not another's
+        daemon = evolve(
+            self.snapshot(),
+            disk_place=disk.place,
+            disk_free_bytes=disk.free_bytes,
+            disk_floor_bytes=disk.floor_bytes,
+        )
+        return why_not_building(self._identity(found), daemon)
 
     async def history(
         self, identity: str | None, since: datetime | None, limit: int, before: str | None
@@ -254,23 +298,31 @@ class View:
 
     async def pause(self, identities: tuple[str, ...], reason: str, until: datetime | None) -> None:
         """Take no new job until resumed; survives a restart."""
+        since = self._daemon.clock.now()
         for identity in self._chosen(identities):
             await self._daemon.journal.set_pause(identity.settings.name, reason, until)
-            self._holds[identity.settings.name] = reason, until
+            self._pauses[identity.settings.name] = self._pause_of(reason, since, until)
             self.hold(identity)
 
     async def restore_holds(self) -> None:
         """Pause what was paused when the daemon before this one ended; identities that are not there yet, later."""
-        self._holds = {hold.identity: (hold.reason, hold.until) for hold in await self._daemon.journal.pauses()}
+        holds = await self._daemon.journal.pauses()
+        self._pauses = {hold.identity: self._pause_of(hold.reason, hold.since, hold.until) for hold in holds}
         for identity in self._daemon.identities.values():
             self.hold(identity)
 
+    def _pause_of(self, reason: str, since: datetime, until: datetime | None) -> _Pause:
+        """What is left of a pause; never more than all of it, also when the wall clock was set back since."""
+        clock = self._daemon.clock
+        left_seconds = None if until is None else (until - max(clock.now(), since)).total_seconds()
+        return _Pause(reason, until, None if left_seconds is None else clock.monotonic() + left_seconds)
+
     def hold(self, identity: Identity) -> None:
         """Pause an identity if the operator has paused what has its name. Sync."""
-        if identity.settings.name in self._holds:
-            reason, until = self._holds[identity.settings.name]
-            shown = reason or "paused by the operator"
-            identity.on(Event.PAUSE, f"{shown} (until {rfc3339(until)})" if until else shown)
+        pause = self._pauses.get(identity.settings.name)
+        if pause is not None:
+            shown = pause.reason or "paused by the operator"
+            identity.on(Event.PAUSE, f"{shown} (until {rfc3339(pause.until)})" if pause.until else shown)
 
     async def resume(self, identities: tuple[str, ...]) -> None:
         """Undo pause, drain and quarantine."""
@@ -278,7 +330,7 @@ class View:
             await self._release(identity.settings.name)
 
     async def _release(self, name: str) -> None:
-        self._holds.pop(name, None)
+        self._pauses.pop(name, None)
         await self._daemon.journal.clear_pause(name)
         identity = self._daemon.identities.get(name)  # a pause may be over whose identity is not configured any more
         if identity is not None and not identity.may_consume:

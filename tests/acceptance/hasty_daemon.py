@@ -5,8 +5,8 @@ A prefix of its command line: what follows is the command as it would be without
 
 import sys
 
-from ofborg_async.cli import main
 from ofborg_async.journal import opening
+from ofborg_async.lab.altered import become_daemon
 from ofborg_async.supervisor import daemon
 
 if __name__ == "__main__":  # who imports this wants to know where it is
@@ -14,5 +14,4 @@ if __name__ == "__main__":  # who imports this wants to know where it is
     daemon.TICK_SECONDS = 0.1
     daemon.PRUNE_SECONDS = 0.3
     vars(daemon)["SURE_SECONDS"] = 0.2  # it is defined elsewhere
-    python, minus_m, module, *words = sys.argv[1:]
-    sys.exit(main(words))
+    sys.exit(become_daemon(sys.argv[1:]))

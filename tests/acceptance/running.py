@@ -5,6 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
+from ofborg_async.lab.farm import NIX_DAEMON_VARIABLE
+
+needs_own_builds = pytest.mark.skipif(
+    NIX_DAEMON_VARIABLE in os.environ, reason="about builds that are the daemon's own children (tests/hardened.py)"
+)
+
 
 def processes_with(text: str) -> list[str]:
     """Command lines and environments of running processes that mention ``text``."""

@@ -18,6 +18,7 @@ from typing import TypeVar
 import anyio
 import pytest
 from crash_place import IDENTITIES, MAX_ATTEMPTS, SYSTEM, CrashPlace, Visit
+from running import needs_own_builds
 from waits import eventually
 
 from ofborg_async.control.problems import NoDaemonError
@@ -26,6 +27,8 @@ from ofborg_async.lab.rabbitmq import Broker
 from ofborg_async.model.status import IdentityState
 from ofborg_async.process.table import read_proc
 from ofborg_async.supervisor.daemon import SETTLE_SECONDS
+
+pytestmark = needs_own_builds
 
 T = TypeVar("T")
 

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
+import crashing_daemon
 import pytest
 from asked import command
 from attrs import frozen
 from gated import gated
 from waits import eventually
 
+import ofborg_async
 from ofborg_async.lab.farm import DaemonProcess, Farm, open_farm
-from ofborg_async.lab.rabbitmq import Broker, private_broker
+from ofborg_async.lab.rabbitmq import ADMIN, Broker, private_broker
+from ofborg_async.lab.upstream import create_upstream
 from ofborg_async.model.status import AmqpState, IdentityState
 
 UNWELL_SECONDS = 60.0
+QUARANTINE_SECONDS = 4.0
+"""Long enough to look at it more than once, short enough to wait for its end."""
 GOOD, POOR = "x86_64-linux", "i686-linux"
 
 
@@ -47,17 +54,38 @@ class Pair:
         """That of ``poor``."""
         return (await self.daemon.status()).identities[1].state
 
+    async def why(self) -> str:
+        """Of ``poor``, as the command says it."""
+        return (await command(self.daemon, "why", "poor"))[1]
+
+    async def well(self) -> bool:
+        """Whether the command says that all is."""
+        return (await command(self.daemon, "status"))[0] == 0
+
 
 @contextlib.asynccontextmanager
-async def pair(tmp_path: Path, broker: Broker) -> AsyncIterator[Pair]:
+async def pair(
+    tmp_path: Path,
+    broker: Broker,
+    *,
+    user: str = ADMIN,
+    environment: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+    **changes: object,
+) -> AsyncIterator[Pair]:
+    """``user`` is that of ``poor``, and its own password; ``changes`` as for ``Farm.configuration``."""
     async with open_farm(tmp_path, broker, GOOD, POOR) as farm:
         file = farm.configuration(
             {"name": "good", "nix.systems": [GOOD]},
-            {"name": "poor", "nix.systems": [POOR]},
+            {"name": "poor", "nix.systems": [POOR], "rabbitmq.username": user, "rabbitmq.password": user},
             limits__host_fault_retries=0,
             limits__quarantine_after=2,
+            **changes,
         )
-        async with farm.daemon(file) as daemon:
+        if user != ADMIN:
+            await broker.add_user(user, user)
+            await broker.set_permissions(user, farm.vhost)
+        async with farm.daemon(file, environment=environment, prefix=prefix) as daemon:
             yield Pair(farm, daemon)
             assert await daemon.stop() == 0
 
@@ -74,6 +102,71 @@ async def test_a_deleted_queue(tmp_path: Path, broker: Broker) -> None:
         await eventually("the queue is there again, and consumed", consumed)
         await both.submit(2, POOR)
         await both.expect(1, 2)
+
+
+async def test_a_deleted_queue_that_may_not_be_made_again(tmp_path: Path, broker: Broker) -> None:
+    user = "may-not-declare"  # of this test alone: the broker is shared by all
+    async with pair(tmp_path, broker, user=user) as both:
+        queue = f"build-inputs-{POOR}"
+        await broker.set_permissions(user, both.farm.vhost, configure="^$")
+        await broker.delete_queue(queue, both.farm.vhost)
+
+        async def unhealthy() -> bool:
+            return (await command(both.daemon, "status"))[0] > 0
+
+        await eventually("status is unhealthy", unhealthy, UNWELL_SECONDS)
+        reason = await eventually("the reason", partial(said_by, both.why, "The broker refuses it"), UNWELL_SECONDS)
+        assert f"no queue '{queue}'" in reason
+        assert "set_permissions" in reason
+        text = " ".join((await command(both.daemon, "status"))[1].split())
+        assert f"no queue '{queue}'" in text
+        await both.submit(1, GOOD)
+        await both.expect(1)
+        assert queue not in await both.farm.queues()
+        await broker.set_permissions(user, both.farm.vhost)
+        await eventually("all is well again", both.well, UNWELL_SECONDS)
+        await both.submit(2, POOR)
+        await both.expect(1, 2)
+    await broker.delete_user(user)
+
+
+async def test_a_crash_loop(tmp_path: Path, broker: Broker) -> None:
+    cause = tmp_path / "cause"
+    cause.touch()
+    prefix = (sys.executable, crashing_daemon.__file__, "poor", str(cause))
+    environment = {
+        "PYTHONPATH": str(Path(ofborg_async.__file__).parents[1]),
+        "OFBORG_ASYNC_RESTART_INTENSITY": "3",
+        "OFBORG_ASYNC_BACKOFF_FIRST_SECONDS": "0.05",
+        "OFBORG_ASYNC_BACKOFF_MAX_SECONDS": "0.1",
+    }
+    async with pair(tmp_path, broker, environment=environment, prefix=prefix) as both:
+
+        async def given_up() -> bool:
+            return await both.state() is IdentityState.FAILED
+
+        await eventually("it is given up", given_up, UNWELL_SECONDS)
+        assert "failed too often: a mistake of the lab" in await both.why()
+        assert (await command(both.daemon, "status"))[0] == 2
+        await both.submit(1, GOOD)
+        await both.submit(2, POOR)
+        await both.expect(1)
+        # Whatever the operator does, the cause is there.
+        assert (await command(both.daemon, "restart", "poor"))[0] == 0
+        await eventually("it is given up again", given_up, UNWELL_SECONDS)
+        cause.unlink()
+        assert (await command(both.daemon, "restart", "poor"))[0] == 0
+        await both.expect(1, 2)
+        await eventually("all is well again", both.well, UNWELL_SECONDS)
+        good, poor = (await both.daemon.status()).identities
+        assert good.restarts == 0
+        assert poor.restarts >= 3
+
+
+async def said_by(source: Callable[[], Awaitable[str]], words: str) -> str:
+    """What it says, once it has the words; until then nothing."""
+    text = await source()
+    return text if words in text else ""
 
 
 async def test_a_root_that_cannot_be_used(tmp_path: Path, broker: Broker) -> None:
@@ -94,6 +187,45 @@ async def test_a_root_that_cannot_be_used(tmp_path: Path, broker: Broker) -> Non
         (both.root / "repo").unlink()
         assert (await command(both.daemon, "resume", "poor"))[0] == 0
         await both.expect(1, 2)
+
+
+async def test_a_quarantine_ends_by_itself(tmp_path: Path, broker: Broker) -> None:
+    """It takes nothing meanwhile and says why; then it tries again, as often as it takes, without an operator."""
+    other = await create_upstream(tmp_path / "other.git")
+    async with pair(tmp_path, broker, limits__quarantine_seconds=QUARANTINE_SECONDS) as both:
+        queue = f"build-inputs-{POOR}"
+        away = both.farm.upstream.path.with_name("away")
+        await both.submit(1, GOOD)
+        await both.expect(1)
+        head = await both.farm.upstream.open_pr(2, {"doc/x": "2"})
+        both.farm.upstream.path.rename(away)
+        await both.farm.submit(POOR, both.farm.upstream.job(2, head, ["ok"]))
+
+        async def said_of_one_quarantine() -> str:
+            """What ``why`` says in a quarantine, in which its queue is not consumed."""
+            before = (await both.daemon.status()).identities[1]
+            _, why = await command(both.daemon, "why", "poor")
+            consumed = any(at.queue == queue for at in await broker.list_consumers(both.farm.vhost))
+            after = (await both.daemon.status()).identities[1]
+            if (before.state, before.state_since) != (IdentityState.QUARANTINED, after.state_since):
+                return ""
+            assert not consumed
+            return why
+
+        why = await eventually("quarantine", said_of_one_quarantine, UNWELL_SECONDS)
+        assert "It is quarantined: 2 jobs in a row failed for a reason of this host" in why
+        assert str(both.farm.upstream.path) in why
+        assert (await both.farm.queues())[queue].messages == 1
+
+        await both.farm.submit(GOOD, other.job(3, await other.open_pr(3, {"doc/x": "3"}), ["ok"]))
+        await both.expect(1, 3)
+        await eventually(
+            "it tried again, in vain",
+            lambda: both.daemon.log.read_text().count("poor is quarantined") >= 2,
+            UNWELL_SECONDS,
+        )
+        away.rename(both.farm.upstream.path)
+        await both.expect(1, 2, 3)
 
 
 @pytest.mark.timeout(180)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from running import needs_own_builds
 
 from ofborg_async.lab.farm import Farm, open_farm
 from ofborg_async.lab.rabbitmq import Broker
@@ -67,6 +68,7 @@ def intended(name: str, body: Any) -> Any:
     return wanted
 
 
+@needs_own_builds
 @pytest.mark.timeout(300)
 async def test_every_recorded_job_is_answered_as_the_original_did(tmp_path: Path, broker: Broker) -> None:
     # The recorded repository's file began with an empty line, which shows in line numbers of traces.

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import anyio
 import pytest
-from gated import gated
+from gated import SYSTEM, gated
 from waits import eventually
 
 from ofborg_async.lab.farm import DaemonProcess
+from ofborg_async.lab.proxy import proxy
 from ofborg_async.lab.rabbitmq import Broker, private_broker
+from ofborg_async.lab.wiretap import job_queue
+from ofborg_async.model.status import AmqpState
 from ofborg_async.process.table import read_proc
 
 CONSUMER_TIMEOUT = "[{rabbit,[{consumer_timeout,5000},{channel_tick_interval,1000}]}]."
@@ -56,6 +59,57 @@ async def test_a_broker_that_goes_away_and_comes_back(tmp_path: Path, how: str) 
         stage.open()
         await stage.assert_one_result()
         assert stage.builds_begun() == 1
+        assert await daemon.stop() == 0
+
+
+@pytest.mark.timeout(240)
+async def test_a_path_that_is_frozen_under_a_build(tmp_path: Path) -> None:
+    """Nobody says that the connections are gone: heartbeats tell the daemon, and the broker, which redelivers."""
+    async with (
+        private_broker(tmp_path / "node") as broker,
+        proxy(broker.host, broker.port) as path,
+        gated(tmp_path, broker) as stage,
+    ):
+        file = stage.farm.configuration(
+            "lab-a",
+            rabbitmq__host=f"127.0.0.1:{path.port}",
+            rabbitmq__heartbeat_seconds=1,
+            rabbitmq__connect_timeout_seconds=1,
+            rabbitmq__call_timeout_seconds=2,
+        )
+        async with stage.farm.daemon(file) as daemon:
+            await stage.start_job()
+            path.freeze()
+
+            async def given_up() -> bool:
+                system = (await daemon.status()).identities[0].systems[0]
+                queue = (await stage.farm.queues())[job_queue(SYSTEM)]
+                return system.amqp is AmqpState.DOWN and queue.ready == 1
+
+            await eventually("both sides to give the connections up", given_up)
+            path.cut()
+            path.heal()
+            stage.open()
+            await stage.assert_one_result()
+            assert stage.builds_begun() == 1
+            assert await daemon.stop() == 0
+
+
+@pytest.mark.timeout(240)
+async def test_a_consumer_that_the_broker_cancels_under_a_build(tmp_path: Path, broker: Broker) -> None:
+    """The queue is deleted with what was delivered from it: the job is the daemon's alone now."""
+    async with gated(tmp_path, broker) as stage, stage.farm.daemon(stage.farm.configuration("lab-a")) as daemon:
+        await stage.start_job()
+        assert [at.queue for at in await broker.list_consumers(stage.farm.vhost)].count(job_queue(SYSTEM)) == 1
+        await broker.delete_queue(job_queue(SYSTEM), stage.farm.vhost)
+        await stage.farm.tap.declare_jobs(SYSTEM)
+        stage.open()
+        await stage.assert_one_result()
+        assert stage.builds_begun() == 1
+        head = await stage.farm.upstream.open_pr(2, {"doc/x": "2"})
+        await stage.farm.submit(SYSTEM, stage.farm.upstream.job(2, head, ["ok"]))
+        results = await stage.farm.tap.wait_for_results(2)
+        assert [result["status"] for result in results] == ["Success"] * 2
         assert await daemon.stop() == 0
 
 
@@ -158,10 +212,11 @@ def is_build(pid: int) -> bool:
 
 
 async def until_reporting(daemon: DaemonProcess) -> None:
-    """The build is over and its result is in the outbox."""
-    with anyio.fail_after(60):
-        while True:
-            job = (await daemon.status()).identities[0].systems[0].job
-            if job is not None and job.phase == "report":
-                return
-            await anyio.sleep(0.05)
+    """The build is over and its result is in the outbox, which is when the attempt stands in the history."""
+
+    async def waits() -> bool:
+        job = (await daemon.status()).identities[0].systems[0].job
+        ended = [entry.attempt_id for entry in await daemon.client.history()]
+        return job is not None and job.phase == "report" and job.attempt_id in ended
+
+    await eventually("a result that waits", waits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 import os
@@ -17,6 +18,8 @@ from attrs import define, field
 from gated import Gated, gated
 from waits import eventually
 
+from ofborg_async.cli.parser import build_parser
+from ofborg_async.control.routes import ROUTES
 from ofborg_async.lab.farm import DaemonProcess
 from ofborg_async.lab.rabbitmq import Broker
 from ofborg_async.lab.servers import base_environment, free_port
@@ -26,6 +29,9 @@ from ofborg_async.process.table import read_proc
 RIGHT = 'ri ght/@:%41?#"\\&ü-7f3a'
 WRONG = 'wr ong/@:%42?#"\\&ö-9c1d'
 USER = "keeper"
+ELSEWHERE = {"demo"}
+"""A command that knows no configuration and no password of anybody."""
+COMMAND_SECONDS = 60.0
 LEAST_BYTES = 12
 """Of a password's writings, each is longer: no match is by chance."""
 
@@ -122,6 +128,29 @@ def original(stage: Gated, user: str) -> Path:
     return file
 
 
+def faulty(stage: Gated) -> Path:
+    """A configuration whose faults are at the passwords themselves."""
+    file = stage.farm.directory / "faulty.toml"
+    file.touch(mode=0o600)
+    right, wrong, host = (json.dumps(text) for text in (RIGHT, WRONG, f"amqp://u:{WRONG}"))
+    file.write_text(
+        f"[defaults]\nrabbitmq.pasword = {right}\nrabbitmq.username = 7\n"
+        f'[[identity]]\nname = "one"\nrabbitmq.password = [{right}]\nrabbitmq.host = {host}\n'
+        f'[[identity]]\nname = "two"\nrabbitmq.password = {wrong}\nrabbitmq.password_file = {right}\n'
+    )
+    return file
+
+
+def commands_of(parser: argparse.ArgumentParser, *before: str) -> list[str]:
+    """Every command that the parser knows, an action of one as two words."""
+    found = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                found += commands_of(below, *before, name)
+    return found or [" ".join(before)]
+
+
 async def command(search: Search, daemon: DaemonProcess | None, words: str) -> str:
     """Run a command and look at everything it prints."""
     argv = [sys.executable, "-m", "ofborg_async", *words.split()]
@@ -130,7 +159,8 @@ async def command(search: Search, daemon: DaemonProcess | None, words: str) -> s
     if daemon is not None:
         env["OFBORG_ASYNC_CONTROL_SOCKET"] = str(daemon.socket_path)
         env["OFBORG_ASYNC_STATE_DIR"] = str(daemon.state_dir)
-    done = await anyio.run_process(argv, check=False, env=env)
+    with anyio.fail_after(COMMAND_SECONDS):
+        done = await anyio.run_process(argv, check=False, env=env)
     search.look(f"ofborg-async {words}", done.stdout + done.stderr)
     return (done.stdout + done.stderr).decode()
 
@@ -158,19 +188,54 @@ def files_of(directory: Path) -> Iterator[Path]:
     return (path for path in sorted(directory.rglob("*")) if path.is_file() and not path.is_symlink())
 
 
-async def look_at_the_api(search: Search, daemon: DaemonProcess, port: int) -> None:
-    """Every document that can be read, on the socket and on the loopback."""
-    for path in ("/v1/status", "/v1/locks", "/v1/history", "/openapi.json", "/metrics", "/healthz"):
-        search.look(f"socket {path}", await get(await anyio.connect_unix(daemon.socket_path), path))
-    for path in ("/", "/metrics", "/healthz"):
-        answer = await get(await anyio.connect_tcp("127.0.0.1", port), path)
+ASKED: dict[tuple[str, str], tuple[str, object]] = {
+    ("GET", "/v1/status"): ("/v1/status", None),
+    ("GET", "/v1/locks"): ("/v1/locks", None),
+    ("POST", "/v1/locks/break"): ("/v1/locks/break", {"key": "no such lock"}),
+    ("GET", "/v1/history"): ("/v1/history", None),
+    ("GET", "/v1/logs/{selector}"): ("/v1/logs/good", None),
+    ("GET", "/v1/identities/{identity}/why"): ("/v1/identities/wrong/why", None),
+    ("POST", "/v1/identities/{identity}/restart"): ("/v1/identities/no-vhost/restart", {}),
+    ("POST", "/v1/attempts/{attempt_id}/cancel"): ("/v1/attempts/none/cancel", {}),
+    ("POST", "/v1/drain"): ("/v1/drain", {"identities": ["no-tls"]}),
+    ("GET", "/v1/drained"): ("/v1/drained?identity=no-tls", None),
+    ("POST", "/v1/pause"): ("/v1/pause", {"identities": ["wrong"]}),
+    ("POST", "/v1/resume"): ("/v1/resume", {"identities": ["wrong"]}),
+    ("POST", "/v1/reload"): ("/v1/reload", {}),
+    ("GET", "/metrics"): ("/metrics", None),
+    ("GET", "/healthz"): ("/healthz", None),
+    ("GET", "/openapi.json"): ("/openapi.json", None),
+    ("GET", "/"): ("/", None),
+    ("POST", "/v1/stop"): ("/v1/stop", {}),
+}
+"""For each route what is asked, in this order: the last one ends the daemon."""
+
+
+def test_every_route_is_asked() -> None:
+    assert set(ASKED) == {(route.method, route.path) for route in ROUTES}
+    assert list(ASKED)[-1] == ("POST", "/v1/stop")
+
+
+async def look_at_the_api(search: Search, daemon: DaemonProcess, port: int, *, stop: bool = False) -> None:
+    """The answers of all routes on the socket, and of those on the loopback; the last one alone to ``stop``."""
+    everything = list(ASKED.items())
+    for (method, route), (path, body) in everything[-1:] if stop else everything[:-1]:
+        answer = await ask(await anyio.connect_unix(daemon.socket_path), method, path, body)
+        assert not answer.startswith(b"HTTP/1.1 5") or route == "/healthz", answer
+        search.look(f"socket {method} {route}", answer)
+    for path in () if stop else ("/", "/metrics", "/healthz", "/openapi.json"):
+        answer = await ask(await anyio.connect_tcp("127.0.0.1", port), "GET", path, None)
         assert b"200 OK" in answer.splitlines()[0] or path == "/healthz"
         search.look(f"loopback {path}", answer)
 
 
-async def get(stream: anyio.abc.ByteStream, path: str) -> bytes:
+async def ask(stream: anyio.abc.ByteStream, method: str, path: str, body: object) -> bytes:
+    data = b"" if body is None else json.dumps(body).encode()
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    if body is not None:
+        head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
     async with stream:
-        await stream.send(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        await stream.send(head.encode() + b"\r\n" + data)
         answer = b""
         try:
             while True:
@@ -187,14 +252,23 @@ async def test_no_password_is_shown(log_format: str, tmp_path: Path, broker: Bro
         user = f"{USER}-{log_format}"  # the broker is shared by all tests
         await broker.add_user(user, RIGHT)
         await broker.set_permissions(user, stage.farm.vhost)
-        port = free_port()
         file, before = configuration(stage, user, tls_port=broker.port), original(stage, user)
+        bad, places = faulty(stage), f"--kind systemd --prefix {tmp_path / 'installed'}"
+        submitted = f"--repo a/b --pr 1 --system x86_64-linux --head-sha {'0' * 40} attr"
+        refused = quote(WRONG, safe="")
         for words in (
+            f"run -c {bad}", f"run -c {bad} -c {before}", f"check -c {bad}", f"check -c {bad} --json",
+            f"doctor -c {bad}", f"convert {bad}", f"submit -c {bad} {submitted}",
+            f"service print --kind nixos -c {bad}", f"service print --kind systemd -c {file}",
+            f"service print --kind launchd -c {before}",
+            f"service install {places} -c {file}", f"service uninstall {places}",
+            f"submit --amqp-url amqp://{user}:{refused}@127.0.0.1:{broker.port}/v {submitted}",
             f"check -c {file}", f"check -c {file} --json", f"check -c {before}", f"convert {before}",
             f"doctor -c {file}", f"doctor -c {file} --json",
-            f"submit -c {file} --identity wrong --repo a/b --pr 1 --system x86_64-linux --head-sha {'0' * 40} attr",
+            f"submit -c {file} --identity wrong {submitted}",
         ):  # fmt: skip
             await command(search, None, words)
+        port = free_port()  # late: whoever else looks for one may get the same
         environment = {
             "OFBORG_ASYNC_LOG_LEVEL": "debug",
             "OFBORG_ASYNC_LOG_FORMAT": log_format,
@@ -209,14 +283,24 @@ async def test_no_password_is_shown(log_format: str, tmp_path: Path, broker: Bro
             questions = ["status", "status --json", "locks", "locks --json", "logs good", "why wrong --json"]
             for words in (*questions, *(f"why {name}" for name in names)):
                 assert await command(search, daemon, words)
-            await look_at_the_api(search, daemon, port)
             stage.open()
             await stage.farm.tap.wait_for_results(1, deadline_seconds=120)
             await stage.farm.until_settled()
-            for words in ("history", "history --json", "logs good"):
+            for words in ("history", "history --json", "logs good", "logs -f good"):
                 assert await command(search, daemon, words)
+            await look_at_the_api(search, daemon, port)
+            for words in (
+                "pause wrong --reason so", "why wrong", "resume wrong", "drain nobody-there", "cancel none",
+                "restart no-vhost", "reload", "reload --json", "locks --break nothing",
+            ):  # fmt: skip
+                await command(search, daemon, words)
+            file.write_text(bad.read_text())
+            assert "pasword" in await command(search, daemon, "reload")
             # Identities whose broker is away end with the daemon all the same.
-            assert await daemon.stop() == 0
+            if log_format == "json":
+                await look_at_the_api(search, daemon, port, stop=True)
+            await command(search, daemon, "stop")
+            assert await daemon.wait() == 0
             said = daemon.log.read_bytes()
             search.look("the daemon's log", said)
             assert b"ACCESS_REFUSED" in said
@@ -224,7 +308,11 @@ async def test_no_password_is_shown(log_format: str, tmp_path: Path, broker: Bro
         for message in stage.farm.tap.on("logs"):
             search.look("a message", json.dumps(message.payload).encode())
     assert search.found == []
-    assert len(search.seen) > 50, search.seen
+    assert len(search.seen) > 100, search.seen
+    for name in set(commands_of(build_parser())) - ELSEWHERE:
+        assert any(
+            seen.startswith(f"ofborg-async {name} ") or seen == f"ofborg-async {name}" for seen in search.seen
+        ), name
 
 
 def _look_at_state(search: Search, daemon: DaemonProcess) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 import stopped_early
-from running import processes_with
+from running import needs_own_builds, processes_with
 
 from ofborg_async.lab.farm import DaemonProcess, Farm, open_farm
 from ofborg_async.lab.rabbitmq import Broker
@@ -29,6 +29,7 @@ async def start_slow_job(farm: Farm) -> None:
     )
 
 
+@needs_own_builds
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 async def test_sigterm_in_the_middle_of_a_build(tmp_path: Path, broker: Broker) -> None:
     async with open_farm(tmp_path, broker, SYSTEM) as farm, farm.daemon(farm.configuration("lab-a")) as daemon:

@@ -123,6 +123,22 @@ async def test_pause_gives_back_what_came_and_was_not_taken(place: Place) -> Non
         await intake.close()
 
 
+async def test_a_message_that_comes_while_the_channel_closes_is_no_error(place: Place) -> None:
+    """It is handed over in a task of the library, which would complain of anything that is raised."""
+    async with running(place.settings) as link:
+        await link.wait_ready()
+        intake = await link.open_intake(subscription())
+        consumer = intake._consumer
+        assert consumer is not None
+        await place.feed(b"job")
+        await eventually("the job is here", lambda: bool(consumer.inbox))
+        message = consumer.inbox[0]._message
+        await intake.close()
+        await place.has_ready(1)
+        await consumer._on_message(message)
+        await place.has_ready(1)
+
+
 async def test_a_paused_intake_keeps_the_delivery_that_was_taken(place: Place) -> None:
     async with running(place.settings) as link:
         await link.wait_ready()

@@ -6,6 +6,7 @@ import inspect
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 import pytest
@@ -224,17 +225,21 @@ async def test_what_a_sender_hears_of_a_loss(place: Place) -> None:
             await place.close_connections("publish")
             await eventually("another connection", lambda: link._publish._dialled not in (None, gone))
 
+        def has_unconfirmed(count: int) -> bool:
+            return collector.lines.count(b"unconfirmed") == count
+
         await publisher.publish_log(LOGS, [b"1"])
         await publisher.publish_result(RESULTS, b"1")
         await reconnected()
         await publisher.publish_log(LOGS, [b"2"])
         await publisher.publish_result(RESULTS, b"2")
-        for hears in (True, False):
+        for sent, hears in enumerate((True, False), 1):
             lines = publisher._lines
             assert lines is not None
             # the confirm is lost with the connection
             lines._on_confirm = lambda _: None  # type: ignore[method-assign, assignment]
             await publisher.send_log(LOGS, [b"unconfirmed"])
+            await eventually("the line", partial(has_unconfirmed, sent))
             await reconnected()
             if hears:
                 with pytest.raises(BrokerUnavailableError, match="by the administrator"):

@@ -69,9 +69,14 @@ def ended(status: str = "Success", attempt: str = ATTEMPT, lines: int = 2) -> Hi
 
 
 def sorts(
-    entries: list[Entry], history: list[HistoryEntry], *more: list[HistoryEntry], job: Job | None = None
+    entries: list[Entry],
+    history: list[HistoryEntry],
+    *more: list[HistoryEntry],
+    job: Job | None = None,
+    deliveries_lost: bool = True,
 ) -> set[Sort]:
-    return {finding.sort for finding in judge([job or one_job()], entries, [history, *more]).findings}
+    judged = judge([job or one_job()], entries, [history, *more], deliveries_lost=deliveries_lost)
+    return {finding.sort for finding in judged.findings}
 
 
 def test_what_is_sound_is_not_blamed() -> None:
@@ -79,9 +84,16 @@ def test_what_is_sound_is_not_blamed() -> None:
     assert sorts([*sound()[:4], *sound()[1:]], [ended(), ended("Interrupted", "attempt-0")]) == set()  # repeats
     assert sorts([], [], job=one_job(optional=True)) == set()
     assert sorts([], [ended("Silent")], job=one_job(silent=True)) == set()
-    across = [*sound(), entry(RESULTS, result("attempt-2"))]
-    across += [entry(LOGS, line(1, "token of-1-x", "attempt-2")), entry(LOGS, line(2, "end of-1-x", "attempt-2"))]
-    assert sorts(across, [ended()], [ended(attempt="attempt-2")]) == set()
+
+
+def test_a_second_daemons_result_takes_a_lost_delivery() -> None:
+    entries = [*sound(), entry(RESULTS, result("attempt-2"))]
+    entries += [entry(LOGS, line(1, "token of-1-x", "attempt-2")), entry(LOGS, line(2, "end of-1-x", "attempt-2"))]
+    histories = [[ended()], [ended(attempt="attempt-2")]]
+    assert sorts(entries, *histories) == set()
+    assert judge([one_job()], entries, histories, deliveries_lost=True).shared == 1
+    assert sorts(entries, *histories, deliveries_lost=False) == {Sort.DOUBLED}
+    assert judge([one_job()], sound(), histories, deliveries_lost=True).shared == 0
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -344,7 +345,8 @@ async def kill_receivers(mirror: Path) -> None:
             if pack.stat().st_size > 100_000:
                 pids += _users_of(pack)
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it may end by itself in this moment, mostly with another of them
+            os.kill(pid, signal.SIGKILL)
 
 
 def _users_of(path: Path) -> list[int]:

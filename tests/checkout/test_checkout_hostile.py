@@ -26,26 +26,31 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "canary"
 
 
-MESSAGES: dict[str, Callable[[BuildJob, str], BuildJob]] = {
-    "url is an option": lambda job, canary: _url(job, f"--upload-pack=touch {canary}"),
-    "url is a helper": lambda job, canary: _url(job, f"ext::sh -c touch% {canary}"),
-    "url is a helper without space": lambda job, canary: _url(job, f"ext::touch%20{canary}"),
-    "host is an option": lambda job, canary: _url(job, f"ssh://-oProxyCommand=touch${{IFS}}{canary}/x"),
-    "host is an escaped option": lambda job, canary: _url(job, "ssh://%2doProxyCommand=touch/x"),
-    "host is an option in short form": lambda job, canary: _url(job, "-oProxyCommand=touch:x"),
-    "path runs a shell": lambda job, canary: _url(job, f"{job.repo.clone_url}';touch {canary};'"),
-    "path substitutes": lambda job, canary: _url(job, f"{job.repo.clone_url}$(touch${{IFS}}{canary})"),
-    "branch is an option": lambda job, canary: _branch(job, f"--output={canary}"),
-    "branch is an upload pack": lambda job, canary: _branch(job, f"--upload-pack=touch {canary}"),
-    "branch is a refspec": lambda job, canary: _branch(job, "master:refs/heads/evil"),
-    "branch leads elsewhere": lambda job, canary: _branch(job, "../../../../../evil"),
-    "branch is a glob": lambda job, canary: _branch(job, "*"),
-    "head is an option": lambda job, canary: _head(job, f"--output={canary}"),
-    "head is an option of merge-tree": lambda job, canary: _head(job, "--stdin"),
-    "head is an expression": lambda job, canary: _head(job, "HEAD^{/x}"),
-    "name leads elsewhere": lambda job, canary: evolve(job, repo=evolve(job.repo, full_name="../../../../evil")),
-    "name has a NUL": lambda job, canary: evolve(job, repo=evolve(job.repo, full_name="a\0b")),
+MESSAGES: dict[str, tuple[type, Callable[[BuildJob, str], BuildJob]]] = {
+    "url is an option": (Refused, lambda job, canary: _url(job, f"--upload-pack=touch {canary}")),
+    "url is a helper": (Refused, lambda job, canary: _url(job, f"ext::sh -c touch% {canary}")),
+    "url is a helper without space": (Refused, lambda job, canary: _url(job, f"ext::touch%20{canary}")),
+    "host is an option": (Refused, lambda job, canary: _url(job, f"ssh://-oProxyCommand=touch${{IFS}}{canary}/x")),
+    "host is an escaped option": (Refused, lambda job, canary: _url(job, "ssh://%2doProxyCommand=touch/x")),
+    "host is an option in short form": (Refused, lambda job, canary: _url(job, "-oProxyCommand=touch:x")),
+    "path runs a shell": (Refused, lambda job, canary: _url(job, f"{job.repo.clone_url}';touch {canary};'")),
+    # A path may be called so; git takes it as it is, and nothing is there.
+    "path substitutes": (HostFault, lambda job, canary: _url(job, f"{job.repo.clone_url}$(touch${{IFS}}{canary})")),
+    "branch is an option": (Refused, lambda job, canary: _branch(job, f"--output={canary}")),
+    "branch is an upload pack": (Refused, lambda job, canary: _branch(job, f"--upload-pack=touch {canary}")),
+    "branch is a refspec": (Refused, lambda job, canary: _branch(job, "master:refs/heads/evil")),
+    "branch leads elsewhere": (Refused, lambda job, canary: _branch(job, "../../../../../evil")),
+    "branch is a glob": (Refused, lambda job, canary: _branch(job, "*")),
+    "head is an option": (Gone, lambda job, canary: _head(job, f"--output={canary}")),
+    "head is an option of merge-tree": (Gone, lambda job, canary: _head(job, "--stdin")),
+    "head is an expression": (Gone, lambda job, canary: _head(job, "HEAD^{/x}")),
+    "name leads elsewhere": (
+        Ready,
+        lambda job, canary: evolve(job, repo=evolve(job.repo, full_name="../../../../evil")),
+    ),
+    "name has a NUL": (Ready, lambda job, canary: evolve(job, repo=evolve(job.repo, full_name="a\0b"))),
 }
+"""What each is answered with, and how it differs from an honest job."""
 
 
 def _url(job: BuildJob, url: str) -> BuildJob:
@@ -60,22 +65,19 @@ def _head(job: BuildJob, head: str) -> BuildJob:
     return evolve(job, pr=evolve(job.pr, head_sha=head))
 
 
-@pytest.mark.parametrize("twist", MESSAGES.values(), ids=MESSAGES)
+@pytest.mark.parametrize(("answer", "twist"), MESSAGES.values(), ids=MESSAGES)
 async def test_messages_run_nothing(
-    bench: Bench, upstream: Upstream, canary: Path, twist: Callable[[BuildJob, str], BuildJob]
+    bench: Bench, upstream: Upstream, canary: Path, answer: type, twist: Callable[[BuildJob, str], BuildJob]
 ) -> None:
     workspace = bench.workspace(schemes="file,ssh,https")
     job = job_of(upstream.url, 1, upstream.pull_request(1, {"new": b"1\n"}))
     before = git("for-each-ref", cwd=upstream.path)
-    for tried in (twist(job, str(canary)), job, twist(job, str(canary))):
+    for tried, expected in ((twist(job, str(canary)), answer), (job, Ready), (twist(job, str(canary)), answer)):
         try:
-            outcome = await bench.prepare(workspace, tried)
-        except HostFault:
-            continue
-        if tried is job or tried.repo.full_name != job.repo.full_name:
-            assert isinstance(outcome, Ready)
-        else:
-            assert isinstance(outcome, Refused | Gone)
+            outcome: object = await bench.prepare(workspace, tried)
+        except HostFault as fault:
+            outcome = fault
+        assert isinstance(outcome, expected), outcome
     assert not canary.exists()
     assert list(Path.cwd().iterdir()) == []
     assert not list(bench.place.parent.rglob("evil*"))

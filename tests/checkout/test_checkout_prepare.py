@@ -181,7 +181,7 @@ async def test_root_behind_a_symbolic_link_is_resolved(bench: Bench, upstream: U
     assert path.is_relative_to(tmp_path / "elsewhere")
 
 
-async def test_repository_that_does_not_answer_is_a_fault_of_the_network(bench: Bench, tmp_path: Path) -> None:
+async def test_repository_that_is_not_there_is_a_fault_of_the_network(bench: Bench, tmp_path: Path) -> None:
     with pytest.raises(HostFault) as caught:
         await bench.prepare(bench.workspace(), job_of(f"file://{tmp_path}/nothing", 7, "0" * 40))
     assert caught.value.kind == FaultKind.NETWORK

@@ -94,6 +94,9 @@ def test_the_page_is_escaped_and_self_contained() -> None:
     for identity in IDENTITIES:
         assert identity.name in page
     assert escape(LONG_REMEDY) in page
+    assert "48 MiB free, floor 512 MiB, at /nix/&lt;b&gt;" in render_page(
+        evolve(SNAPSHOT, disk_free_bytes=48 << 20, disk_place="/nix/<b>")
+    )
 
 
 @pytest.mark.parametrize(

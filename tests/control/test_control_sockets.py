@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import grp
 import os
+import shutil
 import socket
 import stat
+import tempfile
 from pathlib import Path
 
 import anyio
@@ -66,6 +68,40 @@ async def test_a_stranger_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         answer = await raw(tmp_path / "c.sock", b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 403 Forbidden")
     assert b"user 54321 may not control this daemon" in answer
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="becomes another user: root, Linux")
+async def test_another_user_who_reaches_the_socket_is_refused_by_the_kernels_word() -> None:
+    """Not in a temporary directory of pytest's, which another user cannot enter."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "c.sock"
+        Path(name).chmod(0o755)
+        async with serving(path, FakeDaemon()) as client:
+            path.chmod(0o666)
+            refused = await asked_as(path, 54321)
+            assert refused.startswith(b"HTTP/1.1 403 Forbidden")
+            assert b"user 54321 may not control this daemon" in refused
+            assert (await asked_as(path, 0)).startswith(b"HTTP/1.1 200 OK")
+            await client.status()
+
+
+async def asked_as(path: Path, user: int) -> bytes:
+    """What the server answers to a process of another user."""
+    program = (
+        "import socket, sys\n"
+        "peer = socket.socket(socket.AF_UNIX)\n"
+        "peer.connect(sys.argv[1])\n"
+        "peer.sendall(b'GET /v1/status HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n')\n"
+        "while data := peer.recv(65536):\n"
+        "    sys.stdout.buffer.write(data)\n"
+    )
+    # -I -S: nothing of ours is read, which another user may not. The interpreter itself must be one that all can run.
+    python = [str(shutil.which("python3", path=os.defpath)), "-I", "-S", "-c", program, str(path)]
+    done = await anyio.run_process(
+        ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--", *python], check=False, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
 
 
 async def test_a_dead_daemons_socket_is_replaced(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import anyio
 import pytest
-from service_place import CONFIGURATION, IDENTITIES, PROJECT, Account, Service, needs_a_place, open_place
+from service_place import CONFIGURATION, IDENTITIES, PROJECT, Service, needs_a_place, open_place
 
+from ofborg_async.lab.host import Account
 from ofborg_async.lab.rabbitmq import Broker
 from ofborg_async.model.identity import DaemonSettings
 from ofborg_async.model.status import AmqpState
@@ -76,7 +77,7 @@ async def test_it_runs_as_launchd_starts_it(tmp_path: Path, broker: Broker, vhos
     state = tmp_path / "state"
     account = Account(plist["UserName"], plist["GroupName"], "/var/empty", {STATE: state})
     async with open_place(tmp_path, broker, vhost, account, {"/bin/wait4path": WAIT4PATH}) as place:
-        words = place.words(
+        words = place.host.words(
             plist["ProgramArguments"],
             user=plist["UserName"],
             cwd=plist["WorkingDirectory"],
@@ -113,7 +114,7 @@ async def test_it_runs_as_launchd_starts_it(tmp_path: Path, broker: Broker, vhos
 
             # As an operator asks, as root.
             socket = plist["EnvironmentVariables"]["OFBORG_ASYNC_CONTROL_SOCKET"]
-            await place.status_is_well("--socket", socket)
+            await place.status_is_well(place.run, "--socket", socket)
             assert await service.stop() == 0
             assert "Too many open files" not in service.server.last_words()
         except BaseException:

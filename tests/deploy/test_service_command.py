@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import plistlib
+import re
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import evolve
 
+from ofborg_async.config import load
 from ofborg_async.errors import ConfigError, HostFault
-from ofborg_async.service import Kind, Needs, define, install, uninstall
+from ofborg_async.service import Kind, Needs, define, install, needs_of, uninstall
 from ofborg_async.service.definition import unit_sections
 from ofborg_async.service.place import PLACES, place_of
 
@@ -40,6 +43,40 @@ def test_the_files_in_deploy_are_what_is_printed(kind: Kind, file: str) -> None:
     assert define(usual(kind)) == (DEPLOY / file).read_text()
 
 
+def test_the_drop_in_is_what_a_unit_gets_where_nix_daemon_builds() -> None:
+    drop_in = (DEPLOY / "ofborg-async.service.d" / "nix-daemon.conf").read_text()
+    assert drop_in == (files("ofborg_async.service") / "data" / "nix-daemon.conf").read_text()
+    needs = evolve(usual(Kind.SYSTEMD), builds=False, writable=(*usual(Kind.SYSTEMD).writable, Path("/srv/root")))
+    service, plain = (unit_sections(define(each))["Service"] for each in (needs, evolve(needs, builds=True)))
+    assert service.pop("ReadWritePaths") == ['"-/srv/root"']  # where ProtectSystem=strict closes all
+    strict = unit_sections(drop_in)["Service"]
+    assert service == plain | {key: plain.get(key, []) + found for key, found in strict.items()}
+    # Behind what it takes back.
+    assert service["SystemCallFilter"][-4:] == ["", "@system-service", "~@privileged", "@chown"]
+    assert service["DeviceAllow"][-1] == ""
+
+
+def test_what_a_nixos_module_says_of_it_once() -> None:
+    module = define(evolve(usual(Kind.NIXOS), builds=False))
+    assert '"ProtectSystem" = "strict";' in module
+    assert '"SystemCallFilter" = [ "@system-service" "~@privileged" "@chown" ];' in module
+    assert '"CapabilityBoundingSet" = "";' in module
+    assert "DeviceAllow" not in module
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"writable": (Path("/tmp/root"),)},
+        {"configuration": (Path("/var/tmp/builders.toml"),)},
+        {"control_socket": Path("/tmp/control.sock")},
+        {"programs": (Path("/tmp/venv/bin"),)},
+    ],
+)
+def test_a_private_tmp_hides_nothing_of_the_daemons(changes: dict[str, Any]) -> None:
+    assert "PrivateTmp" not in unit_sections(define(evolve(usual(Kind.SYSTEMD), builds=False, **changes)))["Service"]
+
+
 @pytest.mark.parametrize("kind", Kind)
 def test_the_stop_is_given_the_grace_and_more(kind: Kind) -> None:
     definition = define(evolve(usual(kind), grace_seconds=3600.5))
@@ -49,7 +86,7 @@ def test_the_stop_is_given_the_grace_and_more(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", Kind)
 def test_nothing_is_left_to_fill_in(kind: Kind) -> None:
-    assert "@" not in define(usual(kind))
+    assert re.findall(r"@[A-Z_]+@", define(usual(kind))) == []
 
 
 def test_a_unit_for_several_files_and_closed_places() -> None:
@@ -203,6 +240,15 @@ def test_on_macos_the_socket_is_in_the_state(text: str, socket: str, tmp_path: P
     variables = plistlib.loads(printed.stdout.encode())["EnvironmentVariables"]
     assert variables["OFBORG_ASYNC_STATE_DIR"] == socket
     assert variables["OFBORG_ASYNC_CONTROL_SOCKET"] == f"{socket}/control.sock"
+
+
+@pytest.mark.parametrize(("remotes", "strict"), [(["daemon"] * 2, True), (["daemon", ""], False)])
+def test_every_identity_must_leave_builds_to_nix_daemon(remotes: list[str], strict: bool, tmp_path: Path) -> None:
+    file = configuration(
+        tmp_path, f'nix.remote = "{remotes[0]}"\n[[identity]]\nname = "b"\nnix.remote = "{remotes[1]}"\n'
+    )
+    settings = load([file], environ={"STATE_DIRECTORY": "/var/lib/ofborg-async"})
+    assert needs_of(settings, Kind.SYSTEMD, user="ofborg").builds is not strict
 
 
 def test_wrong_usage_and_a_faulty_configuration(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pauses and quarantines."""
+"""Pauses."""
 
 from __future__ import annotations
 
@@ -8,26 +8,20 @@ from pathlib import Path
 from journal_helpers import EPOCH, FakeClock, opened
 
 
-async def test_holds_survive_a_restart(tmp_path: Path) -> None:
+async def test_pauses_survive_a_restart(tmp_path: Path) -> None:
     clock = FakeClock()
     until = EPOCH + timedelta(hours=2)
     async with opened(tmp_path, clock) as journal:
         await journal.set_pause("a", "maintenance", until)
         await journal.set_pause("b", "for ever", None)
-        await journal.set_quarantine("a", "3 host faults", until)
     clock.jump(3600)
     async with opened(tmp_path, clock) as journal:
         pauses = {hold.identity: hold for hold in await journal.pauses()}
         assert (pauses["a"].reason, pauses["a"].since, pauses["a"].until) == ("maintenance", EPOCH, until)
         assert (pauses["b"].reason, pauses["b"].until) == ("for ever", None)
-        assert [hold.reason for hold in await journal.quarantines()] == ["3 host faults"]
         await journal.set_pause("b", "again", None)
         clock.jump(3600)
         assert [(hold.identity, hold.reason) for hold in await journal.pauses()] == [("b", "again")]
-        assert await journal.quarantines() == ()
         assert await journal.clear_pause("b")
         assert not await journal.clear_pause("b")
         assert await journal.pauses() == ()
-        await journal.set_quarantine("a", "again", None)
-        assert await journal.clear_quarantine("a")
-        assert await journal.quarantines() == ()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sqlite3
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 from journal_helpers import FakeClock, copy_as_killed, finish, make_attempt, opened
 
@@ -39,6 +42,68 @@ async def filled(directory: Path, attempts: int = 20) -> Path:
             await journal.begin(make_attempt(f"a{number}", request_id=str(number)))
             await finish(journal, f"a{number}")
     return directory
+
+
+async def test_a_death_while_the_journal_is_made_leaves_one_that_opens(tmp_path: Path) -> None:
+    """Killed after any of the statements that make it, in a process of its own; the next start makes or takes it."""
+    for statement in range(1, 60):
+        directory = tmp_path / str(statement)
+        done = await anyio.run_process(
+            [sys.executable, "-c", DIES_WHILE_IT_IS_MADE, directory, str(statement)], check=False
+        )
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()
+        async with opened(directory) as journal:
+            assert await journal.history() == ()
+        if done.returncode == 0:
+            return
+    raise AssertionError("more statements than expected")
+
+
+DIES_WHILE_IT_IS_MADE = """
+import os, signal, sys, sqlite3
+from pathlib import Path
+from ofborg_async.journal import opening
+
+left = int(sys.argv[2])
+connect = opening._connect
+
+class Dying(sqlite3.Connection):
+    def execute(self, *words):
+        global left
+        left -= 1
+        done = super().execute(*words)
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+
+def dying(path, mode):
+    return sqlite3.connect(f"file:{path}?mode={mode}", uri=True, isolation_level=None, factory=Dying)
+
+opening._connect = dying
+Path(sys.argv[1]).mkdir()
+opening.open_database(Path(sys.argv[1])).connection.close()
+"""
+
+
+async def test_it_is_in_its_lasting_mode_from_its_first_moment(tmp_path: Path) -> None:
+    """To change the mode is a transaction: a death in the middle of it would have to be rolled back."""
+    opening._create(tmp_path / "journal.sqlite3")
+    assert (tmp_path / "journal.sqlite3").read_bytes()[18:20] == b"\2\2"  # https://www.sqlite.org/fileformat.html
+    assert [path.name for path in tmp_path.iterdir()] == ["journal.sqlite3"]
+
+
+async def test_a_transaction_that_was_cut_off_in_the_old_mode_is_rolled_back(tmp_path: Path) -> None:
+    await filled(tmp_path / "state")
+    database = sqlite3.connect(tmp_path / "state" / "journal.sqlite3", isolation_level=None)
+    for statement in ("PRAGMA journal_mode = DELETE", "PRAGMA cache_size = 1", "BEGIN IMMEDIATE"):
+        database.execute(statement)
+    database.execute("UPDATE attempt SET reason = zeroblob(5000)")
+    killed = copy_as_killed(tmp_path / "state", tmp_path / "killed")
+    database.close()
+    assert (killed / "journal.sqlite3-journal").stat().st_size > 0
+    async with opened(killed) as journal:
+        assert len(await journal.history()) == 20
+        assert {entry.reason for entry in await journal.history()} == {""}
 
 
 async def test_files_are_private_and_complete(tmp_path: Path) -> None:
@@ -303,12 +368,62 @@ async def test_a_state_directory_that_is_a_file_is_refused(tmp_path: Path) -> No
     assert "writable file system" in error.value.remedy
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-async def test_an_unreadable_journal_is_refused(tmp_path: Path) -> None:
-    await filled(tmp_path)
-    (tmp_path / "journal.generation").chmod(0)
-    with pytest.raises(JournalUnusableError, match="cannot be read"):
-        await Journal.open(tmp_path, clock=FakeClock())
+OPENS_IT = """
+import sys
+from pathlib import Path
+
+import anyio
+
+from ofborg_async.clock import SystemClock
+from ofborg_async.errors import JournalUnusableError
+from ofborg_async.journal import Journal
+
+
+async def main():
+    try:
+        await Journal.open(Path(sys.argv[1]), clock=SystemClock())
+    except JournalUnusableError as error:
+        print(error.path, error.detail, error.remedy, sep="\\n")
+
+
+anyio.run(main)
+"""
+ROOT = os.geteuid() == 0
+ONE_USER = ("setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner", "--")
+"""Before a program of root's: owners and permissions of files count for it all the same."""
+
+
+def only_mine_unreadable(directory: Path) -> Path:
+    """The journal itself its owner makes readable again; this one it does not."""
+    (directory / "journal.generation").chmod(0)
+    return directory / "journal.generation"
+
+
+def of_another_user(directory: Path) -> Path:
+    path = directory / "journal.sqlite3"
+    os.chown(path, 12345, 12345)
+    return path
+
+
+@pytest.mark.skipif(ROOT and shutil.which("setpriv") is None, reason="root may read everything")
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (only_mine_unreadable, "cannot be read"),
+        pytest.param(
+            of_another_user,
+            "cannot be opened",
+            marks=pytest.mark.skipif(not ROOT, reason="root alone gives files away"),
+        ),
+    ],
+)
+async def test_an_unreadable_journal_is_refused(tmp_path: Path, harm: Callable[[Path], Path], said: str) -> None:
+    path = harm(await filled(tmp_path))
+    argv = [*(ONE_USER if ROOT else ()), sys.executable, "-c", OPENS_IT, str(tmp_path)]
+    named, detail, remedy = (await anyio.run_process(argv)).stdout.decode().splitlines()
+    assert named == str(path)
+    assert said in detail
+    assert remedy
 
 
 async def test_a_journal_that_another_program_writes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from journal_helpers import LOG, RES, copy_as_killed, finish, make_attempt, make_result, opened
 
-from ofborg_async.journal import AttemptStateError, Journal, OutboxState, Unroutable
+from ofborg_async.errors import FaultKind, HostFault
+from ofborg_async.journal import AttemptStateError, Journal, OutboxState, Unroutable, opening
 
 
 async def finished(journal: Journal, attempt_id: str, **changes: object) -> None:
@@ -35,6 +38,27 @@ async def test_a_result_is_found_again_after_a_crash(tmp_path: Path) -> None:
         assert (entry.state, entry.unroutable) == (OutboxState.PENDING, Unroutable.NO)
         assert (entry.log_started, entry.log_marked, entry.acked) == (True, False, False)
         assert entry.lines_confirmed == 17
+
+
+async def test_a_result_while_another_program_holds_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of the host: the message goes back, which is noted later, and the job can be done again."""
+    monkeypatch.setattr(opening, "BUSY_SECONDS", 0.1)
+    async with opened(tmp_path) as journal:
+        await journal.begin(make_attempt("a"))
+        with closing(sqlite3.connect(tmp_path / "journal.sqlite3", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(HostFault, match="locked") as raised:
+                await finish(journal, "a")
+            assert raised.value.kind is FaultKind.DISK
+            with pytest.raises(HostFault, match="locked"):
+                await journal.requeued("a", "no result could be kept")
+        await journal.begin(make_attempt("b"))
+        await finish(journal, "b")
+        assert [(entry.attempt_id, entry.status) for entry in await journal.history()] == [
+            ("b", "Success"),
+            ("a", "Requeued"),
+        ]
+        assert list(await states(journal)) == ["b"]
 
 
 async def test_confirmed_lines_never_go_back(tmp_path: Path) -> None:

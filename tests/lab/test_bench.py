@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
 import anyio
 import pytest
 
+import ofborg_async
 from ofborg_async.lab.bench.__main__ import FIGURES, figure_names
 from ofborg_async.lab.bench.builders import in_turns
 from ofborg_async.lab.bench.model import Goal, Of, Outcome, Panel, Plot, Report, Row
 from ofborg_async.lab.bench.plots import draw
 from ofborg_async.lab.bench.show import markdown
+from ofborg_async.lab.namespace import namespaces_work
 
+HERE = Path(ofborg_async.__file__).parents[1]
 SPEND_NOTHING = ("CPU while idle", "idle CPU", "growth")
 """What may be nothing, or even less."""
 
@@ -54,6 +58,34 @@ async def test_every_figure_is_measured_and_written(tmp_path: Path) -> None:
     assert len((tmp_path / "benchmarks" / "table.md").read_text().splitlines()) == rows + 2
     assert "NOT MET" not in done.stdout.decode().split("scale ...")[1]  # it has no goals
     assert "?" in done.stdout.decode()  # goals against a builder that is not there
+
+
+WRAPPER = """#!/bin/sh
+set -e
+export OFBORG_ASYNC_ALLOW_ROOT=1 OFBORG_ASYNC_STATE_DIR="$1.state" OFBORG_ASYNC_CONTROL_SOCKET="$1.sock"
+cd {here}
+umask 077
+{python} -m ofborg_async convert --inline-secrets "$1" >"$1.toml"
+sed -i 's/^\\[\\[identity\\]\\]$/&\\ncheckout.clone_url_schemes = ["file"]/' "$1.toml"
+exec {python} -m ofborg_async run -c "$1.toml"
+"""
+
+
+@pytest.mark.skipif(not namespaces_work(), reason="the other builder gets its nix.conf by a mount namespace")
+@pytest.mark.timeout(300)
+async def test_another_builder_is_measured_beside_ours(tmp_path: Path) -> None:
+    """Any program that takes the original's configuration: here our own, which takes it as well."""
+    other = tmp_path / "builder"
+    other.write_text(WRAPPER.format(here=shlex.quote(str(HERE)), python=shlex.quote(sys.executable)))
+    other.chmod(0o755)
+    words = ["--quick", "--only", "small", "--against", str(other), "--output", str(tmp_path)]
+    done = await anyio.run_process([sys.executable, "-m", "ofborg_async.lab.bench", *words], check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()
+    (figure,) = json.loads((tmp_path / "benchmarks.json").read_text())["figures"]
+    for row in figure["rows"]:
+        assert len(row["theirs"]["runs"]) == len(row["ours"]["runs"])
+        assert row["ratio"] == pytest.approx(row["ours"]["median"] / row["theirs"]["median"], rel=0.01)
+    assert (tmp_path / "benchmarks" / "ratios.png").exists()
 
 
 def test_figures_are_picked_with_commas_or_spaces() -> None:

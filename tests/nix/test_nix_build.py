@@ -315,8 +315,9 @@ class TestDisk:
     def test_places(self, tmp_path: Path) -> None:
         assert HostEvidence((tmp_path / "nothing", tmp_path), 0, 0).full_place() is None
         assert HostEvidence((tmp_path / "nothing", tmp_path), 1 << 60, 0).full_place() == tmp_path
-        assert HostEvidence((tmp_path,), 0, 1 << 60).full_place() in (tmp_path, None)
-        assert HostEvidence((), 0, 0).oom_kills() >= 0
+        # A file system without a fixed number of inodes is never short of them.
+        counted = os.statvfs(tmp_path).f_files > 0
+        assert HostEvidence((tmp_path,), 0, 1 << 60).full_place() == (tmp_path if counted else None)
 
 
 def test_the_engine_is_the_pipelines_port(lab: NixLab) -> None:

@@ -223,6 +223,12 @@ class TestFaults:
             (b"error: unable to fork: Resource temporarily unavailable", FaultKind.PROCESS),
             (b"error: interrupted by the user", FaultKind.PROCESS),
             (b"error: home directory '/homeless-shelter' exists; please remove it", FaultKind.PERMISSION),
+            (b"error: cannot set host name: Operation not permitted", FaultKind.PERMISSION),
+            (b"error: while setting up the build environment: unable to bind /dev", FaultKind.PERMISSION),
+            (b"error: unable to make filesystem '/' private: Operation not permitted", FaultKind.PERMISSION),
+            (b"error: remounting /nix/store writable: Invalid argument", FaultKind.PERMISSION),
+            (b"error: creating directory '/nix/store/.links': Permission denied", FaultKind.PERMISSION),
+            (b"error: opening lock file '/nix/store/x-hello.lock': Permission denied", FaultKind.PERMISSION),
             (b"error: creating symlink from '/s/nix/var/nix/gcroots/profiles' to '/x': File exists", FaultKind.OTHER),
         ],
     )

@@ -28,10 +28,18 @@ spawner = Spawner(SystemClock(), Registry())
 def killed_daemon(tmp_path: Path, call: str) -> list[ProcessRecord]:
     """Kill a process that runs ``call`` once the file ``ready`` exists; what it had recorded."""
     daemon = scenario(tmp_path, WITH_RECORDS + call)
-    until_sync(lambda: (tmp_path / "ready").exists() and (tmp_path / "records").exists(), "the child is up")
+    # It may be up before it is recorded: that is a matter for the sweep by markers.
+    until_sync(lambda: (tmp_path / "ready").exists() and bool(recorded(tmp_path)), "the child is up and recorded")
     daemon.kill()
     daemon.communicate()
-    rows = [line.split("|") for line in (tmp_path / "records").read_text().splitlines()]
+    return recorded(tmp_path)
+
+
+def recorded(tmp_path: Path) -> list[ProcessRecord]:
+    """What of an attempt is recorded by now."""
+    file = tmp_path / "records"
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    rows = [line.rstrip("\n").split("|") for line in lines if line.endswith("\n")]
     records = [ProcessRecord(row[0], int(row[1]), row[2], row[3]) for row in rows]
     return [record for record in records if record.attempt_id]
 

@@ -16,7 +16,7 @@ from waits import eventually
 
 from ofborg_async.clock import SystemClock
 from ofborg_async.errors import FaultKind, HostFault
-from ofborg_async.journal import Attempt, Journal, LogStore, OutboxResult
+from ofborg_async.journal import Attempt, Journal, LogStore, OutboxEntry, OutboxResult
 from ofborg_async.model.identity import LimitSettings
 from ofborg_async.model.job import Address
 from ofborg_async.supervisor import outbox as module
@@ -93,13 +93,33 @@ async def stage(tmp_path: Path, attempt_id: str = "a1") -> AsyncIterator[Stage]:
 
 async def test_a_result_of_a_job_that_was_cut_off_goes_out(tmp_path: Path) -> None:
     async with stage(tmp_path) as on:
-        assert await on.outbox.take_over("a1", on.claim, 1.0, on.note)
+        on.outbox.take_over("a1", on.claim, 1.0, on.note)
         await eventually("it is reported", lambda: on.reported)
         assert on.reported == [on.claim]
         assert (on.sink.results, on.sink.logged) == ([b"result"], [b"start", b"result"])
         await on.journal.flush()
         assert await on.is_empty()
-        assert not await on.outbox.take_over("a1", on.claim, 1.0, on.note)
+        on.outbox.take_over("a1", on.claim, 1.0, on.note)  # cut off between the confirmation and the report
+        await eventually("it is reported again", lambda: len(on.reported) == 2)
+        assert on.sink.results == [b"result"]
+
+
+async def test_a_journal_that_cannot_be_read_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FAULT_PAUSE_SECONDS", 0.01)
+    faults = [HostFault(FaultKind.DISK, "input/output error")] * 2
+    read = Journal.outbox
+
+    async def failing(self: Journal, *, after: int = 0, limit: int = 1000) -> tuple[OutboxEntry, ...]:
+        if faults:
+            raise faults.pop()
+        return await read(self, after=after, limit=limit)
+
+    monkeypatch.setattr(Journal, "outbox", failing)
+    async with stage(tmp_path) as on:
+        on.outbox.take_over("a1", on.claim, 1.0, on.note)
+        await eventually("it is reported", lambda: on.reported)
+        assert on.sink.results == [b"result"]
+        assert faults == []
 
 
 async def test_a_full_disk_does_not_end_the_outbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,9 +134,9 @@ async def test_a_full_disk_does_not_end_the_outbox(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(Journal, "confirm_and_mark", failing)
     async with stage(tmp_path) as on:
-        assert not on.outbox.is_troubled("i")
-        assert await on.outbox.take_over("a1", on.claim, 1.0, on.note)
-        await eventually("trouble", lambda: on.outbox.is_troubled("i") or on.reported)
+        assert not on.outbox.trouble_of("i")
+        on.outbox.take_over("a1", on.claim, 1.0, on.note)
+        await eventually("trouble", lambda: on.outbox.trouble_of("i") or on.reported)
         await eventually("it is reported", lambda: on.reported)
-        await eventually("no trouble", lambda: not on.outbox.is_troubled("i"))
+        await eventually("no trouble", lambda: not on.outbox.trouble_of("i"))
         assert (on.sink.results, on.sink.logged) == ([b"result"] * 3, [b"start", b"result"])

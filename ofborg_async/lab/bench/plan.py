@@ -28,7 +28,7 @@ class Plan:
     pool_jobs: int = 64
     log_runs: int = 4
     log_lines: int = 200_000
-    attrs_runs: int = 2
+    attrs_runs: int = 3
     attrs: int = 20
     attr_seconds: float = 0.8
     big_runs: int = 3

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from ofborg_async.errors import OfborgAsyncError
 from ofborg_async.lab.chaos.plan import SMALL, FaultKind, Size, draw_round
-from ofborg_async.lab.chaos.round import RoundReport, run_round
+from ofborg_async.lab.chaos.round import RoundReport, kinds, run_round
 from ofborg_async.lab.chaos.verdict import Sort
 from ofborg_async.lab.store import remove_tree
 
@@ -93,14 +93,29 @@ async def _rounds(
 
 def show_total(console: Console, reports: Sequence[RoundReport]) -> None:
     """Counts over all rounds, and the seeds that repeat what was found."""
-    faults = Counter(fault.kind for report in reports for fault in report.plan.faults)
+    planned = sum((kinds(report.plan.faults) for report in reports), Counter[FaultKind]())
+    done = sum((kinds(report.done) for report in reports), Counter[FaultKind]())
     found: Counter[Sort] = sum((report.count() for report in reports), Counter())
     jobs = sum(len(report.plan.jobs) for report in reports)
     attempts, results = sum(report.attempts for report in reports), sum(report.results for report in reports)
     console.print(
         f"{len(reports)} rounds, {jobs} jobs, {attempts} attempts, {results} jobs with a result", markup=False
     )
-    console.print("faults: " + ", ".join(f"{count} {kind}" for kind, count in faults.most_common()), markup=False)
+    console.print(
+        f"faults done: {done.total()} of {planned.total()}: "
+        + ", ".join(
+            f"{done[kind]}{f' (of {count})' if done[kind] < count else ''} {kind}"
+            for kind, count in planned.most_common()
+        ),
+        markup=False,
+    )
+    console.print(
+        f"two daemons on a queue: {sum(report.plan.daemons > 1 for report in reports)} rounds; "
+        f"short acknowledgement time-out: {sum(report.plan.acknowledgement_timeout for report in reports)} rounds, "
+        f"{sum(report.timeouts for report in reports)} deliveries timed out; "
+        f"jobs with results of two daemons, as lost deliveries explain: {sum(report.shared for report in reports)}",
+        markup=False,
+    )
     console.print(", ".join(f"{sort}: {found[sort]}" for sort in Sort), markup=False)
     bad = [str(report.plan.seed) for report in reports if report.findings]
     if bad:

@@ -58,8 +58,8 @@ class Builder(Protocol):
         """SIGTERM without waiting."""
         ...
 
-    async def restart_identity(self, choice: float) -> None:
-        """Start one of its identities anew, as its operator may; nothing where that is not possible."""
+    async def restart_identity(self, choice: float) -> bool:
+        """Start one of its identities anew, as its operator may; whether that was possible."""
         ...
 
     def died(self) -> str:
@@ -133,10 +133,12 @@ class Ours:
         early = f"identities as process {pid}" not in self.process.log.read_text()
         return [0 if early and status == -signal.SIGTERM else status]
 
-    async def restart_identity(self, choice: float) -> None:
+    async def restart_identity(self, choice: float) -> bool:
         """By the control API."""
         with suppress(NoDaemonError, AnsweredError):
             await self.process.client.restart(self.roots[int(choice * len(self.roots))].name)
+            return True
+        return False
 
     def died(self) -> str:
         """Its last words if it has exited unasked."""
@@ -207,11 +209,12 @@ class Theirs:
                 await anyio.sleep(_POLL_SECONDS)
         return [0]
 
-    async def restart_identity(self, choice: float) -> None:
+    async def restart_identity(self, choice: float) -> bool:
         """Each is a process: as a service manager would."""
         server = self.servers[int(choice * len(self.servers))]
         await server.terminate(_STOP_SECONDS)
         server.start()
+        return True
 
     def died(self) -> str:
         """Start again what has ended."""

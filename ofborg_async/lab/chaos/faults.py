@@ -8,8 +8,8 @@ from ofborg_async.lab.chaos import brokerfaults, hostfaults, pathfaults, process
 from ofborg_async.lab.chaos.ground import Ground
 from ofborg_async.lab.chaos.plan import FaultKind, FaultPlan
 
-Strike = Callable[[Ground, FaultPlan], Awaitable[None]]
-"""Does a fault, and undoes it before it returns."""
+Strike = Callable[[Ground, FaultPlan], Awaitable[bool]]
+"""Does a fault, and undoes it before it returns whether there was anything to do it to."""
 
 STRIKES: Mapping[FaultKind, Strike] = {
     FaultKind.DAEMON_KILLED: processfaults.kill_daemon,
@@ -48,4 +48,5 @@ STRIKES: Mapping[FaultKind, Strike] = {
     FaultKind.DISK_FULL: hostfaults.fill_disk,
     FaultKind.INODES_USED_UP: hostfaults.use_up_inodes,
     FaultKind.READ_ONLY: hostfaults.make_read_only,
+    FaultKind.CLOCK_SET_BACK: hostfaults.set_clock_back,
 }

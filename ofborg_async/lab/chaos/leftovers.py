@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import anyio
 
 from ofborg_async.errors import OfborgAsyncError
-from ofborg_async.lab.chaos.ground import Ground
-from ofborg_async.lab.chaos.plan import SYSTEMS
+from ofborg_async.lab.chaos.builders import Builder
+from ofborg_async.lab.chaos.ground import DISKS, Ground
+from ofborg_async.lab.chaos.plan import SYSTEMS, FaultKind
+from ofborg_async.lab.chaos.repositoryfaults import identity_of, repositories
 from ofborg_async.lab.chaos.verdict import Finding, Sort
 from ofborg_async.lab.wiretap import job_queue
 from ofborg_async.process.table import ProcessInfo, read_proc
@@ -19,15 +22,27 @@ from ofborg_async.waiting import at_most
 
 _VANISH_SECONDS = 10.0
 _POLL_SECONDS = 0.1
-_PLACES = ("disk", "roots")
+_PLACES = (*DISKS, "roots")
+_USED_AGAIN_SECONDS = 2.0
+_KILLS_GIT = frozenset(
+    {
+        FaultKind.DAEMON_KILLED,
+        FaultKind.DAEMON_RESTARTED,
+        FaultKind.DAEMON_CUT_SHORT,
+        FaultKind.HURRIED,
+        FaultKind.IDENTITY_RESTARTED,
+        FaultKind.CHILD_KILLED,
+        FaultKind.CHILD_STOPPED,
+        FaultKind.UPSTREAM_SILENT,
+    }
+)
 
 
 async def look(ground: Ground) -> list[Finding]:
     """Stop the builders and look. Everything found is left behind."""
     found: list[str] = []
     for stand in ground.stands:
-        with suppress(OfborgAsyncError):
-            found += [f"lock held: {lock}" for lock in await stand.builder.held_locks()]
+        found += await locks_told(stand.builder)
     for stand in ground.stands:
         try:
             if any(statuses := await stand.builder.stop()):
@@ -39,10 +54,40 @@ async def look(ground: Ground) -> list[Finding]:
         if name in map(job_queue, SYSTEMS) and queue.messages:
             found.append(f"{queue.messages} messages in {name}")
     found += await _processes(ground)
-    for stand in ground.stands:
-        for root in stand.builder.roots:
-            found += [f"held after the stop: {path}" for path in sorted(root.rglob("*.lock")) if _is_held(path)]
+    killed = any(fault.kind in _KILLS_GIT for fault in ground.done)
+    for number, stand in enumerate(ground.stands):
+        found += [f"held after the stop: {path}" for path in held_files(stand.builder)]
+        stale = stale_locks(repositories(ground, number), ground.planted, killed=killed)
+        found += [f"a lock of git's: {path}" for path in stale]
     return [Finding(Sort.LEFT_BEHIND, text) for text in found]
+
+
+def stale_locks(places: Sequence[Path], planted: Mapping[Path, tuple[int, int]], *, killed: bool) -> list[Path]:
+    """Lock files of git's in repositories that somebody should have removed.
+
+    Those that the campaign planted may be there still: they are removed when a git is stopped by one. If a git may have
+    been ``killed``, its own may be there where nobody came by since, as when another daemon got the job.
+    """
+    found = []
+    for place in places:
+        locks = [lock for lock in sorted(place.rglob("*.lock")) if planted.get(lock) != identity_of(lock)]
+        last_use = max((path.stat().st_mtime for path in place.iterdir() if path.suffix != ".lock"), default=0.0)
+        found += [lock for lock in locks if not killed or lock.stat().st_mtime + _USED_AGAIN_SECONDS < last_use]
+    return found
+
+
+def held_files(builder: Builder) -> list[Path]:
+    """Files of locks, below the roots and beside the mirrors, that a process has."""
+    files = [path for root in builder.roots for path in sorted(root.rglob("*.lock"))]
+    return [path for path in (*files, *sorted(builder.mirrors.glob("*.lock"))) if _is_held(path)]
+
+
+async def locks_told(builder: Builder) -> list[str]:
+    """What a builder tells of the locks that are held, or that it tells nothing."""
+    try:
+        return [f"lock held: {lock}" for lock in await builder.held_locks()]
+    except OfborgAsyncError as error:
+        return [f"no word of the locks that are held: {error}"]
 
 
 async def _processes(ground: Ground) -> list[str]:

@@ -68,6 +68,7 @@ class FaultKind(enum.StrEnum):
     DISK_FULL = "disk full"
     INODES_USED_UP = "inodes used up"
     READ_ONLY = "a directory read-only"
+    CLOCK_SET_BACK = "clock set back"
 
 
 _ON_SMALL_DISKS = frozenset({FaultKind.DISK_FULL, FaultKind.INODES_USED_UP, FaultKind.READ_ONLY})
@@ -82,6 +83,20 @@ _WEIGHTS: dict[FaultKind, int] = {
     FaultKind.CHILD_STOPPED: 2,
 }
 _LONG = frozenset({FaultKind.PATH_FROZEN, FaultKind.PATH_HALF_FROZEN, FaultKind.UPSTREAM_SILENT})
+_LASTING = _ON_SMALL_DISKS | {
+    FaultKind.ALARM,
+    FaultKind.DISK_ALARM,
+    FaultKind.WRONG_PASSWORD,
+    FaultKind.UNBOUND,
+    FaultKind.PATH_SLOW,
+    FaultKind.PATH_REFUSED,
+    FaultKind.UPSTREAM_AWAY,
+    FaultKind.CHILD_STOPPED,
+    FaultKind.CLOCK_SET_BACK,
+}
+"""Those that are nothing when they are over at once."""
+ACKNOWLEDGEMENT_TIMEOUT_SECONDS = 5.0
+"""The short one. The broker looks once a second."""
 _JOBS = (JobKind.OK,) * 6 + (JobKind.LOUD,) * 2 + (JobKind.BRANCH,) * 2 + tuple(JobKind)
 
 
@@ -115,7 +130,8 @@ class FaultPlan:
 class RoundPlan:
     """One round: its daemons with so many identities each, its jobs and faults in the order of time.
 
-    ``served``: the remote repository is behind a network; ``nix_daemon``: builds go through one.
+    ``served``: the remote repository is behind a network; ``nix_daemon``: builds go through one;
+    ``shifted_clocks``: each daemon has a wall clock of its own.
     """
 
     seed: int
@@ -126,13 +142,18 @@ class RoundPlan:
     small_disks: bool
     served: bool
     nix_daemon: bool
+    shifted_clocks: bool
     jobs: tuple[JobPlan, ...]
     faults: tuple[FaultPlan, ...]
 
 
 @frozen
 class Size:
-    """How much happens in a round."""
+    """How much happens in a round.
+
+    The last job for each system is asked for at the end of the span, so that late faults find something; it takes
+    longer than the acknowledgement time-out, if that is a short one.
+    """
 
     span_seconds: float = 24.0
     jobs: int = 20
@@ -142,14 +163,19 @@ class Size:
 SMALL = Size(span_seconds=9.0, jobs=8, faults=4)
 
 
+def possible_faults() -> tuple[FaultKind, ...]:
+    """Those that can be done on this machine: all for root on Linux."""
+    return tuple(kind for kind in FaultKind if kind not in _ON_SMALL_DISKS or namespaces_work())
+
+
 def draw_round(seed: int, size: Size, only: Sequence[FaultKind] = ()) -> RoundPlan:
-    """The round of a seed; with ``only``, no other faults."""
+    """The round of a seed; with ``only``, no other faults, and each of them at least once where there is room."""
     chance = random.Random(seed)
-    kinds = tuple(only or (kind for kind in FaultKind if kind not in _ON_SMALL_DISKS or namespaces_work()))
+    kinds = tuple(only) or possible_faults()
     weights = [_WEIGHTS.get(kind, 1) for kind in kinds]
     daemons = chance.choice((1, 1, 2))
     acknowledgement_timeout = chance.random() < 0.25
-    longest = 9.0 if acknowledgement_timeout else 3.0
+    longest, last = (9.0, 9.0) if acknowledgement_timeout else (3.0, 2.0)
     jobs = [
         JobPlan(
             number=number,
@@ -159,11 +185,14 @@ def draw_round(seed: int, size: Size, only: Sequence[FaultKind] = ()) -> RoundPl
             seconds=round(chance.choice((0.0, chance.uniform(0, 1), chance.uniform(0, longest))), 1),
             lines=chance.choice((0, 3, 40)),
         )
-        for number in range(1, size.jobs + 1)
+        for number in range(1, size.jobs - len(SYSTEMS) + 1)
     ]
-    faults = [
-        _draw_fault(chance, kind, size.span_seconds, daemons) for kind in chance.choices(kinds, weights, k=size.faults)
+    jobs += [
+        JobPlan(number, JobKind.OK, system, at_seconds=size.span_seconds, seconds=last, lines=3)
+        for number, system in enumerate(SYSTEMS, len(jobs) + 1)
     ]
+    drawn = [*only, *chance.choices(kinds, weights, k=size.faults)][: size.faults]
+    faults = [_draw_fault(chance, kind, size.span_seconds, daemons) for kind in drawn]
     return RoundPlan(
         seed=seed,
         daemons=daemons,
@@ -173,6 +202,7 @@ def draw_round(seed: int, size: Size, only: Sequence[FaultKind] = ()) -> RoundPl
         small_disks=any(fault.kind in _ON_SMALL_DISKS for fault in faults),
         served=any(fault.kind is FaultKind.UPSTREAM_SILENT for fault in faults),
         nix_daemon=any(fault.kind is FaultKind.NIX_DAEMON_RESTARTED for fault in faults),
+        shifted_clocks=any(fault.kind is FaultKind.CLOCK_SET_BACK for fault in faults),
         jobs=tuple(sorted(jobs, key=lambda job: job.at_seconds)),
         faults=tuple(sorted(faults, key=lambda fault: fault.at_seconds)),
     )
@@ -182,12 +212,15 @@ def _draw_fault(chance: random.Random, kind: FaultKind, span_seconds: float, dae
     return FaultPlan(
         kind=kind,
         at_seconds=chance.uniform(0, span_seconds),
-        seconds=round(
-            chance.uniform(4, 14)
-            if kind in _LONG
-            else chance.choice((0.0, chance.uniform(0, 2), chance.uniform(1, 5))),
-            2,
-        ),
+        seconds=round(_draw_seconds(chance, kind), 2),
         daemon=chance.randrange(daemons),
         choice=chance.random(),
     )
+
+
+def _draw_seconds(chance: random.Random, kind: FaultKind) -> float:
+    if kind in _LONG:
+        return chance.uniform(4, 14)
+    if kind in _LASTING:
+        return chance.uniform(2, 5)
+    return chance.choice((0.0, chance.uniform(0, 2), chance.uniform(1, 5)))

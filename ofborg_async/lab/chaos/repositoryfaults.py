@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -10,40 +11,44 @@ import anyio
 from ofborg_async.lab.chaos.ground import Ground
 from ofborg_async.lab.chaos.jobs import BRANCHES, Job
 from ofborg_async.lab.chaos.plan import FaultPlan, JobKind
+from ofborg_async.lab.chaos.seeking import sought
 from ofborg_async.lab.commands import run
 from ofborg_async.lab.servers import base_environment
 
 _LOCKS = ("index.lock", "HEAD.lock", "config.lock", "packed-refs.lock", "shallow.lock", "refs/heads/master.lock")
 
 
-async def take_upstream_away(ground: Ground, fault: FaultPlan) -> None:
+async def take_upstream_away(ground: Ground, fault: FaultPlan) -> bool:
     """The remote repository is not there for a while."""
     async with ground.upstream_lock:
         away = ground.upstream.path.with_suffix(".away")
         ground.upstream.path.rename(away)
         await anyio.sleep(fault.seconds)
         away.rename(ground.upstream.path)
+    return True
 
 
-async def force_push(ground: Ground, fault: FaultPlan) -> None:
+async def force_push(ground: Ground, fault: FaultPlan) -> bool:
     """The pull request of a job gets another head: the job's own may be nowhere any more."""
     job = _choose(ground, fault)
     if job is not None:
         async with ground.upstream_lock:
             job.optional = True
             await ground.upstream.force_push(job.pr, {"token": f"{job.token}-forced"})
+    return job is not None
 
 
-async def delete_pr(ground: Ground, fault: FaultPlan) -> None:
+async def delete_pr(ground: Ground, fault: FaultPlan) -> bool:
     """The pull request of a job is deleted."""
     job = _choose(ground, fault)
     if job is not None:
         async with ground.upstream_lock:
             job.optional = True
             await ground.upstream.delete_pr(job.pr)
+    return job is not None
 
 
-async def rename_branch(ground: Ground, _: FaultPlan) -> None:
+async def rename_branch(ground: Ground, _: FaultPlan) -> bool:
     """``foo`` becomes ``foo/bar``, or back: jobs for the old one may find no target any more."""
     async with ground.upstream_lock, ground.broker_lock:
         old = ground.branch
@@ -56,45 +61,73 @@ async def rename_branch(ground: Ground, _: FaultPlan) -> None:
         for words in (("-d", f"refs/heads/{old}"), (f"refs/heads/{new}", commit)):
             await run("git", "update-ref", *words, env=env, cwd=ground.upstream.path)
         ground.branch = new
+    return True
 
 
-async def leave_locks(ground: Ground, fault: FaultPlan) -> None:
+async def leave_locks(ground: Ground, fault: FaultPlan) -> bool:
     """Lock files of a git that was killed."""
-    for number, place in enumerate(repositories(ground, fault.daemon)):
-        for name in _LOCKS:
-            if (int(fault.choice * 1009 + number * 7 + len(name)) % 3 == 0) and (place / name).parent.is_dir():
-                (place / name).touch()
+    before = len(ground.planted)
+
+    def plant() -> bool:
+        for number, place in enumerate(repositories(ground, fault.daemon)):
+            for name in _LOCKS:
+                lock = place / name
+                if (int(fault.choice * 1009 + number * 7 + len(name)) % 3 == 0) and lock.parent.is_dir():
+                    with suppress(FileExistsError):  # a git of its own is there
+                        lock.touch(exist_ok=False)
+                        ground.planted[lock] = identity_of(lock)
+        return len(ground.planted) > before
+
+    return bool(await sought(plant))
 
 
-async def truncate(ground: Ground, fault: FaultPlan) -> None:
+async def truncate(ground: Ground, fault: FaultPlan) -> bool:
     """Half of some file of git's is gone: an object, a pack or an index."""
-    places = _mendable(ground, fault)
-    if not places:
-        return
-    place = places[int(fault.choice * len(places))]
-    files = sorted(place.glob("objects/??/*")) + sorted(place.glob("objects/pack/*.pack"))
-    files += [path for path in (place / "index",) if path.is_file()]
-    if files:
-        victim = files[int(fault.choice * 7919) % len(files)]
-        _note(ground, place)
-        os.truncate(victim, victim.stat().st_size // 2)
-        ground.notes.append(f"truncated {victim}")
+
+    def look() -> Path | None:
+        for place in _mendable(ground, fault):
+            files = sorted(place.glob("objects/??/*")) + sorted(place.glob("objects/pack/*.pack"))
+            files += [path for path in (place / "index",) if path.is_file()]
+            if files:
+                victim = files[int(fault.choice * 7919) % len(files)]
+                with suppress(FileNotFoundError):  # it was a temporary one
+                    os.truncate(victim, victim.stat().st_size // 2)
+                    _note(ground, place)
+                    return victim
+        return None
+
+    victim = await sought(look)
+    ground.notes.append(f"truncated {victim}")
+    return victim is not None
 
 
-async def halve_clone(ground: Ground, fault: FaultPlan) -> None:
+async def halve_clone(ground: Ground, fault: FaultPlan) -> bool:
     """A repository as a killed git leaves it that was making it: without a HEAD."""
-    places = _mendable(ground, fault)
-    if places:
-        place = places[int(fault.choice * len(places))]
-        _note(ground, place)
-        (place / "HEAD").unlink(missing_ok=True)
-        ground.notes.append(f"removed HEAD of {place}")
+
+    def look() -> Path | None:
+        for place in _mendable(ground, fault):
+            if (place / "HEAD").exists():
+                (place / "HEAD").unlink()
+                _note(ground, place)
+                return place
+        return None
+
+    place = await sought(look)
+    ground.notes.append(f"removed HEAD of {place}")
+    return place is not None
 
 
-async def collect(ground: Ground, _: FaultPlan) -> None:
+async def collect(ground: Ground, _: FaultPlan) -> bool:
     """The garbage collection of nix."""
     async with ground.nix_lock:
         await ground.store.nix("nix-store", "--gc")
+    return True
+
+
+def identity_of(file: Path) -> tuple[int, int]:
+    """Tells a file from another one of its name: its inode and when it was last written."""
+    status = file.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def repositories(ground: Ground, daemon: int) -> list[Path]:
@@ -107,10 +140,15 @@ def repositories(ground: Ground, daemon: int) -> list[Path]:
 
 
 def _mendable(ground: Ground, fault: FaultPlan) -> list[Path]:
-    """Repositories that were not damaged in this round: a mirror is made anew rarely, on purpose."""
+    """Repositories that were not damaged in this round, in an order of the fault's own.
+
+    For a mirror is made anew rarely, on purpose.
+    """
     mended = ground.directory / "damaged"
     known = mended.read_text().splitlines() if mended.exists() else []
-    return [place for place in repositories(ground, fault.daemon) if str(place) not in known]
+    found = [place for place in repositories(ground, fault.daemon) if str(place) not in known]
+    first = int(fault.choice * len(found))
+    return found[first:] + found[:first]
 
 
 def _note(ground: Ground, place: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anyio
@@ -15,7 +15,7 @@ from ofborg_async.lab.chaos import leftovers, verdict
 from ofborg_async.lab.chaos.faults import STRIKES
 from ofborg_async.lab.chaos.ground import Ground, Stand, open_ground
 from ofborg_async.lab.chaos.ledger import read_ledger
-from ofborg_async.lab.chaos.plan import SYSTEMS, FaultPlan, JobPlan, RoundPlan
+from ofborg_async.lab.chaos.plan import SYSTEMS, FaultKind, FaultPlan, JobPlan, RoundPlan
 from ofborg_async.lab.chaos.verdict import Finding, Sort
 from ofborg_async.lab.wiretap import job_queue
 from ofborg_async.model.status import HistoryEntry
@@ -34,17 +34,33 @@ Tell = Callable[[str], None]
 
 @frozen
 class RoundReport:
-    """What came of a round. ``notes`` say what was done."""
+    """What came of a round. ``notes`` say what was done.
+
+    ``done``: the planned faults that had something to strike. ``timeouts``: how often the broker took deliveries back
+    that were not acknowledged in time. ``shared``: jobs with results of several daemons, as a lost delivery explains.
+    """
 
     plan: RoundPlan
+    done: tuple[FaultPlan, ...] = ()
     results: int = 0
     attempts: int = 0
+    timeouts: int = 0
+    shared: int = 0
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     def count(self) -> Counter[Sort]:
         """Findings by sort."""
         return Counter(finding.sort for finding in self.findings)
+
+    def missed(self) -> Counter[FaultKind]:
+        """Planned faults that found nothing to strike, by kind."""
+        return kinds(self.plan.faults) - kinds(self.done)
+
+
+def kinds(faults: Sequence[FaultPlan]) -> Counter[FaultKind]:
+    """How many there are of each kind."""
+    return Counter(fault.kind for fault in faults)
 
 
 async def run_round(directory: Path, plan: RoundPlan, against: Path | None, tell: Tell) -> RoundReport:
@@ -58,12 +74,17 @@ async def run_round(directory: Path, plan: RoundPlan, against: Path | None, tell
         findings += more
         findings += await leftovers.look(ground)
         entries = await read_ledger(ground.url)
-        judged = verdict.judge(list(ground.jobs.values()), entries, histories)
+        timeouts = ground.broker.count_timeouts()
+        lost = timeouts > 0 or any(fault.kind in verdict.LOSES_DELIVERIES for fault in ground.done)
+        judged = verdict.judge(list(ground.jobs.values()), entries, histories, deliveries_lost=lost)
         findings += [Finding(Sort.WRONG, text) for text in ground.broken]
         return RoundReport(
             plan,
+            done=tuple(ground.done),
             results=judged.results,
             attempts=sum(len(history) for history in histories if history is not None),
+            timeouts=timeouts,
+            shared=judged.shared,
             findings=(*findings, *judged.findings),
             notes=tuple(ground.notes),
         )
@@ -83,7 +104,10 @@ async def _storm(ground: Ground, tell: Tell) -> list[Finding]:
         tell(f"{anyio.current_time() - began:6.1f} s  {plan.kind} (daemon {plan.daemon}, {plan.seconds:g} s)")
         try:
             with within(_FAULT_SECONDS, plan.kind):
-                await STRIKES[plan.kind](ground, plan)
+                if await STRIKES[plan.kind](ground, plan):
+                    ground.done.append(plan)
+                else:
+                    tell(f"{anyio.current_time() - began:6.1f} s  {plan.kind}: there was nothing to strike")
         except DeadlineExceededError as error:
             findings.append(Finding(Sort.WRONG, f"a fault did not come to its end: {error}"))
 

@@ -12,13 +12,38 @@ from attrs import define, field, frozen
 
 from ofborg_async.lab.chaos.jobs import Job
 from ofborg_async.lab.chaos.ledger import Entry
-from ofborg_async.lab.chaos.plan import JobKind
+from ofborg_async.lab.chaos.plan import FaultKind, JobKind
 from ofborg_async.lab.wiretap import LOGS, RESULTS
 from ofborg_async.model.status import HistoryEntry
 
 _TOKEN = re.compile(r"of-(\d+)-x")
 _UNREPORTED = frozenset({"Requeued", "Interrupted", "Silent"})
 _WITHOUT_LINES = frozenset({JobKind.CONFLICT})
+
+
+LOSES_DELIVERIES = frozenset(
+    {
+        FaultKind.DAEMON_KILLED,
+        FaultKind.DAEMON_RESTARTED,
+        FaultKind.DAEMON_CUT_SHORT,
+        FaultKind.HURRIED,
+        FaultKind.IDENTITY_RESTARTED,
+        FaultKind.BROKER_KILLED,
+        FaultKind.BROKER_RESTARTED,
+        FaultKind.CONNECTIONS_CLOSED,
+        FaultKind.WRONG_PASSWORD,
+        FaultKind.QUEUE_DELETED,
+        FaultKind.PATH_FROZEN,
+        FaultKind.PATH_HALF_FROZEN,
+        FaultKind.PATH_SLOW,
+        FaultKind.PATH_CUT,
+        FaultKind.PATH_REFUSED,
+    }
+)
+"""What ends a connection, or a queue, while a result of what it delivered may be there or on its way.
+
+A slow path too: heartbeats come late.
+"""
 
 
 class Sort(enum.StrEnum):
@@ -40,9 +65,10 @@ class Finding:
 
 @frozen
 class Judgement:
-    """``results``: jobs with a result."""
+    """``results``: jobs with a result; ``shared``: those of them with results of several daemons, as may be."""
 
     results: int
+    shared: int
     findings: tuple[Finding, ...]
 
 
@@ -75,9 +101,17 @@ class _Log:
 
 
 def judge(
-    jobs: Sequence[Job], entries: Sequence[Entry], histories: Sequence[Sequence[HistoryEntry] | None]
+    jobs: Sequence[Job],
+    entries: Sequence[Entry],
+    histories: Sequence[Sequence[HistoryEntry] | None],
+    *,
+    deliveries_lost: bool,
 ) -> Judgement:
-    """Everything that is not as it must be. A history is None where a builder remembers nothing."""
+    """Everything that is not as it must be. A history is None where a builder remembers nothing.
+
+    ``deliveries_lost``: the round may have taken a delivery from a daemon that had a result of it, or came to one: only
+    then may another daemon have one of the same job too.
+    """
     bodies: dict[str, list[bytes]] = defaultdict(list)
     logs: dict[str, _Log] = defaultdict(_Log)
     for entry in entries:
@@ -93,9 +127,15 @@ def judge(
     ended = {entry.attempt_id: (number, entry) for number, h in enumerate(histories) for entry in h or ()}
     owner = {attempt: number for attempt, (number, _) in ended.items()}
     found = [*_same_bytes(bodies, logs)]
+    shared = 0
     for job in jobs:
-        found += _of_job(job, results.get(job.request_id, []), owner)
-        for result in results.get(job.request_id, []):
+        owners = [owner.get(attempt, -1) for attempt in {each["attempt_id"] for each in results[job.request_id]}]
+        may_be = deliveries_lost and len(owners) == len(set(owners))
+        shared += may_be and len(owners) > 1
+        if len(owners) > 1 and not may_be:
+            found.append(Finding(Sort.DOUBLED, f"{_named(job)} has results of attempts of daemons {owners}"))
+        found += _of_job(job, results[job.request_id])
+        for result in results[job.request_id]:
             attempt = result["attempt_id"]
             known = ended.get(attempt)
             found += _of_log(job, result, logs.get(attempt, _Log()), None if known is None else known[1])
@@ -104,7 +144,7 @@ def judge(
     found += [
         Finding(Sort.WRONG, f"attempt {attempt}: {fault}") for attempt, log in logs.items() for fault in log.faults
     ]
-    return Judgement(sum(1 for job in jobs if job.request_id in results), tuple(found))
+    return Judgement(sum(1 for job in jobs if results[job.request_id]), shared, tuple(found))
 
 
 def _same_bytes(bodies: Mapping[str, list[bytes]], logs: Mapping[str, _Log]) -> Iterator[Finding]:
@@ -120,8 +160,12 @@ def _same_bytes(bodies: Mapping[str, list[bytes]], logs: Mapping[str, _Log]) -> 
             yield Finding(Sort.WRONG, f"attempt {attempt}: the result on LOG is not the one on RES")
 
 
-def _of_job(job: Job, results: Sequence[Mapping[str, Any]], owner: Mapping[str, int]) -> Iterator[Finding]:
-    name = f"job {job.plan.number} ({job.plan.kind})"
+def _named(job: Job) -> str:
+    return f"job {job.plan.number} ({job.plan.kind})"
+
+
+def _of_job(job: Job, results: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    name = _named(job)
     if not results:
         if job.submitted and not job.silent and not job.optional:
             yield Finding(Sort.LOST, f"{name} has no result")
@@ -129,10 +173,6 @@ def _of_job(job: Job, results: Sequence[Mapping[str, Any]], owner: Mapping[str, 
     if job.silent or not job.submitted:
         yield Finding(Sort.WRONG, f"{name} must have no result and has {[result['status'] for result in results]}")
         return
-    attempts = {result["attempt_id"] for result in results}
-    owners = [owner.get(attempt, -1) for attempt in attempts]
-    if len(owners) != len(set(owners)):
-        yield Finding(Sort.DOUBLED, f"{name} has results of attempts {sorted(attempts)} of daemons {owners}")
     for result in results:
         status = _word(result["status"])
         if status not in job.statuses:
@@ -148,7 +188,7 @@ def _of_job(job: Job, results: Sequence[Mapping[str, Any]], owner: Mapping[str, 
 
 def _of_log(job: Job, result: Mapping[str, Any], log: _Log, known: HistoryEntry | None) -> Iterator[Finding]:
     """The lines of an attempt that has a result: of its pull request, and complete."""
-    name = f"job {job.plan.number} ({job.plan.kind}), attempt {result['attempt_id']}"
+    name = f"{_named(job)}, attempt {result['attempt_id']}"
     lines = [log.lines[number] for number in sorted(log.lines)]
     said = {int(number) for line in (*lines, *result["output"]) for number in _TOKEN.findall(line)}
     if said - {job.plan.number}:

@@ -28,9 +28,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("threads", "", least=1),
     Measure("children", "", least=2),
     Measure("tasks", "", least=5),
-    Measure(
-        "journal", "KiB", Kind.HISTORY, reason="a row of the history, removed after daemon.history_keep_days (30 days)"
-    ),
+    Measure("journal", "KiB", least=512),
     Measure("journal, WAL", "KiB", Kind.BOUNDED, bound=4096 + 512, reason="SQLite's journal_size_limit"),
     Measure("process records", "KiB", Kind.BOUNDED, bound=272, reason="written anew at 256 KiB"),
     Measure("state, other files", "KiB", least=64),
@@ -53,8 +51,10 @@ MEASURES: tuple[Measure, ...] = (
     Measure("mirror, refs", "", least=0),
     Measure("mirror, packed", "KiB", Kind.HISTORY, reason="what was fetched stays as long as the mirror"),
     Measure("mirror, other files", "", least=3),
-    Measure("roots, merges", "files", Kind.HISTORY, reason="removed after one to two hours"),
-    Measure("roots, commits seen", "KiB", Kind.HISTORY, reason="41 bytes each, at most 20000 for a root"),
+    Measure("roots, merges", "files", least=2000),
+    Measure(
+        "roots, commits seen", "KiB", Kind.BOUNDED, bound=3 * 20000 * 41 / 1024, reason="at most 20000 for each root"
+    ),
     Measure("roots, other files", "", least=6),
     Measure("roots, other", "KiB", least=64),
 )

@@ -14,12 +14,14 @@ from rich.text import Text
 from ofborg_async.lab.demo import IDENTITIES, SYSTEM
 from ofborg_async.lab.farm import DaemonProcess, Farm, open_farm
 from ofborg_async.lab.rabbitmq import private_broker
+from ofborg_async.lab.soak import shortday
 from ofborg_async.lab.soak.load import Load
 from ofborg_async.lab.soak.looks import KEPT_LOG_BYTES, MEASURES, look
 from ofborg_async.lab.soak.trend import Sample, Trend, after_warm_up, trend_of
 
 Tell = Callable[[str], None]
 _TELL_EVERY = 12
+_ENVIRONMENT = {"OFBORG_ASYNC_LOG_KEEP_BYTES": str(KEPT_LOG_BYTES), "OFBORG_ASYNC_HISTORY_KEEP_DAYS": "1"}
 
 
 @frozen
@@ -42,9 +44,7 @@ async def run_soak(directory: Path, seconds: float, every_seconds: float, tell: 
     async with (
         private_broker(directory / "rabbitmq") as broker,
         open_farm(directory, broker, SYSTEM, max_silent_time="3") as farm,
-        farm.daemon(
-            farm.configuration(*IDENTITIES), environment={"OFBORG_ASYNC_LOG_KEEP_BYTES": str(KEPT_LOG_BYTES)}
-        ) as daemon,
+        farm.daemon(farm.configuration(*IDENTITIES), environment=_ENVIRONMENT, prefix=shortday.prefix()) as daemon,
     ):
         load = Load(farm)
         samples = await _under_load(farm, daemon, load, seconds, every_seconds, tell)
