@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 import anyio
+from waits import eventually
 
 from ofborg_async.lab import restricted, starter
 from ofborg_async.lab.farm import NIX_DAEMON_VARIABLE
@@ -129,8 +130,10 @@ async def run(directory: Path, arguments: list[str], *, nix_daemon: bool) -> int
 
 async def until_done(systemd: Systemd, here: Path) -> int:
     output, status = here / "output", here / "status"
-    while not output.exists():
-        await anyio.sleep(0.02)
+    await eventually("the first word of the tests", lambda: output.exists() or not systemd.server.running, 120)
+    if not output.exists():
+        print("tests/hardened.py: systemd ended before the tests began", file=sys.stderr)
+        return 1
     with output.open("rb") as said:
         while True:
             done = status.exists() or not systemd.server.running

@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 
 from ofborg_async.clock import Clock
 from ofborg_async.errors import HostFault
-from ofborg_async.journal import Journal, LogMissingError, LogStore, OutboxEntry, OutboxState, Unroutable
+from ofborg_async.journal import Journal, LogMissingError, LogStore, OutboxEntry, OutboxState
 from ofborg_async.pipeline.courier import Courier, Parcel
 from ofborg_async.pipeline.ports import Publisher
 from ofborg_async.supervisor.claims import Claim
@@ -76,27 +76,22 @@ class Outbox:
         on_reported: Callable[[Claim | None], Awaitable[None]],
     ) -> None:
         """``recover`` for the entry of an attempt of this daemon; without one its result is out, and reported."""
-        self._group.start_soon(self._take_over, attempt_id, claim, hold_seconds, on_reported)
 
-    async def _take_over(
-        self,
-        attempt_id: str,
-        claim: Claim,
-        hold_seconds: float,
-        on_reported: Callable[[Claim | None], Awaitable[None]],
-    ) -> None:
-        while True:
-            try:
-                entry = await self._entry_of(attempt_id)
-            except HostFault as fault:
-                log.warning("attempt %s: its result stays in the outbox for now: %s", attempt_id, fault)
-                await self._clock.sleep(FAULT_PAUSE_SECONDS)
+        async def once_it_is_found() -> None:
+            while True:
+                try:
+                    entry = await self._entry_of(attempt_id)
+                except HostFault as fault:
+                    log.warning("attempt %s: its result stays in the outbox for now: %s", attempt_id, fault)
+                    await self._clock.sleep(FAULT_PAUSE_SECONDS)
+                else:
+                    break
+            if entry is None:
+                await on_reported(claim)
             else:
-                break
-        if entry is None:
-            await on_reported(claim)
-        else:
-            self.recover(entry, claim, hold_seconds, on_reported)
+                self.recover(entry, claim, hold_seconds, on_reported)
+
+        self._group.start_soon(once_it_is_found)
 
     async def _entry_of(self, attempt_id: str) -> OutboxEntry | None:
         """The entry of an attempt. Raises HostFault."""
@@ -165,12 +160,13 @@ class Outbox:
         on_reported: Callable[[Claim | None], Awaitable[None]],
     ) -> None:
         parcel = Parcel(entry.result.body, entry.result.res_address, on_log=entry.result.log_address is not None)
-        log.info("attempt %s: its result is in the outbox and is sent now", entry.attempt_id)
-        if entry.unroutable is not Unroutable.NO and entry.log_marked:
-            self._journal.log_done(entry.attempt_id)  # the copy is not sent twice, so the entry waits for RES alone
+        if entry.log_marked:  # the copy is not sent twice, so the entry waits for RES alone, if that is not out already
+            self._journal.log_done(entry.attempt_id)
             await on_reported(claim)
-            await courier.redeliver(parcel)
+            if entry.state is OutboxState.PENDING:
+                await courier.redeliver(parcel)
             return
+        log.info("attempt %s: its result is in the outbox and is sent now", entry.attempt_id)
         if entry.state is OutboxState.PENDING and entry.result.message:
             await self._send_log(entry, courier)
         routed = await courier.deliver(parcel)

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -122,16 +123,22 @@ class View:
         )
 
     def _tightest_disk(self, identities: Iterable[Identity]) -> _Disk:
-        """The one of those that jobs of these write to which is nearest to its floor."""
+        """The one of those that jobs of these write to which is nearest to its floor.
+
+        A place that cannot be asked (not made yet, no permission) is left out: its identity tells of it, and others'
+        status does not depend on it.
+        """
         state_dir = self._daemon.settings.daemon.state_dir
         floors: dict[Path, int] = {state_dir: 0}
         for identity in identities:
             settings = identity.settings
             for place in (state_dir, settings.root, *places_of_builds(settings.nix)):
-                if place == state_dir or place.is_dir():
-                    floors[place] = max(floors.get(place, 0), settings.limits.disk_floor_bytes)
-        disks = [_Disk(str(place), shutil.disk_usage(place).free, floor) for place, floor in floors.items()]
-        return min(disks, key=lambda disk: disk.free_bytes - disk.floor_bytes)
+                floors[place] = max(floors.get(place, 0), settings.limits.disk_floor_bytes)
+        disks = []
+        for place, floor in floors.items():
+            with suppress(OSError):
+                disks.append(_Disk(str(place), shutil.disk_usage(place).free, floor))
+        return min(disks, key=lambda disk: disk.free_bytes - disk.floor_bytes, default=_Disk(str(state_dir), 0, 0))
 
     def _identity(self, identity: Identity) -> IdentitySnapshot:
         counters = self._counters.get(identity.settings.name, NO_COUNTERS)

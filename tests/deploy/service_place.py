@@ -83,9 +83,11 @@ class ServicePlace:
     async def broker_has_consumers(self) -> None:
         """One of each identity, by the broker's own word."""
         wanted = {f"{name}-{SYSTEM}-builder" for name in IDENTITIES}
-        with anyio.fail_after(60):
-            while not wanted <= {state.tag for state in await self.broker.list_consumers(self.vhost)}:
-                await anyio.sleep(0.05)
+
+        async def all_there() -> bool:
+            return wanted <= {state.tag for state in await self.broker.list_consumers(self.vhost)}
+
+        await eventually("a consumer of each identity", all_there, 60)
 
 
 class Service:
@@ -102,9 +104,7 @@ class Service:
 
     async def wait(self) -> int:
         """Its exit status."""
-        with anyio.fail_after(60):
-            while self.server.running:
-                await anyio.sleep(0.02)
+        await eventually("its exit", lambda: not self.server.running, 60)
         assert self.server.returncode is not None
         return self.server.returncode
 

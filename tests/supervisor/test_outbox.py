@@ -122,6 +122,17 @@ async def test_a_journal_that_cannot_be_read_is_asked_again(tmp_path: Path, monk
         assert faults == []
 
 
+async def test_what_is_out_is_not_published_again(tmp_path: Path) -> None:
+    """Killed between the confirmation and its end: by now the broker may have nowhere to route it to."""
+    async with stage(tmp_path) as on:
+        assert await on.journal.confirm_and_mark("a1")
+        on.outbox.take_over("a1", on.claim, 1.0, on.note)
+        await eventually("it is reported", lambda: on.reported)
+        assert (on.sink.results, on.sink.logged) == ([], [])
+        await on.journal.flush()
+        assert await on.is_empty()
+
+
 async def test_a_full_disk_does_not_end_the_outbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FAULT_PAUSE_SECONDS", 0.01)
     faults = [HostFault(FaultKind.DISK, "full")] * 2
