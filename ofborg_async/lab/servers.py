@@ -6,12 +6,15 @@ run outlives many. Hence the lab's servers are spawned here, the lab's commands 
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import os
 import random
 import signal
 import socket
 import subprocess  # noqa: TID251 - servers outlive the calls of process/ (see above)
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +32,7 @@ LOOPBACK = "127.0.0.1"
 # Below the ports that systems give to outgoing connections: one of these, taken while a server is restarted, would be
 # in its way.
 _PORTS = range(20_000, 32_000)
+_claimed: set[int] = set()
 _POLL_SECONDS = 0.02
 _REAP_SECONDS = 10.0
 _TAIL_BYTES = 4000
@@ -170,16 +174,46 @@ class Server:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that nobody uses now. Somebody may before the caller does: be ready to ask again."""
+    """A TCP port of the loopback that nobody uses now, and that no lab of this user is given while this process lives.
+
+    A broker that is down for a moment leaves its port open to others: hence the claim. Other programs know nothing of
+    it: be ready to ask again.
+    """
     for _ in range(1000):
         port = random.choice(_PORTS)
-        with socket.socket() as probe:
-            # As servers do: a port whose last connections are only fading out is free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with suppress(OSError):
-                probe.bind((LOOPBACK, port))
-                return port
+        if _is_free(port) and _claim(port):
+            return port
     raise LabError(f"no free port between {_PORTS.start} and {_PORTS.stop}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As servers do: a port whose last connections are only fading out is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True
+
+
+def _claim(port: int) -> bool:
+    """Lock the byte of a common file that has the port's number; the kernel frees it with the process (fcntl(2))."""
+    if port in _claimed:  # a lock of our own would be given once more
+        return False
+    try:
+        fcntl.lockf(_claims_file(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError:
+        return False
+    _claimed.add(port)
+    return True
+
+
+@functools.cache
+def _claims_file() -> int:
+    """Never closed: with any descriptor of a file go all its process's locks on it."""
+    path = Path(tempfile.gettempdir(), f"ofborg-async-lab-ports-{os.getuid()}")
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 async def listens(port: int) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from waits import eventually
 
+from ofborg_async.lab import servers
 from ofborg_async.lab.commands import run
 from ofborg_async.lab.servers import LabError, Server, base_environment, free_port, listens
 from ofborg_async.process.table import read_process
@@ -100,3 +101,20 @@ async def test_free_ports_are_free_and_listening_ones_are_seen() -> None:
     assert not await listens(port)
     with socket.create_server(("127.0.0.1", port)):
         assert await listens(port)
+
+
+async def test_a_port_that_was_given_is_given_to_no_other_lab(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = free_port()
+    monkeypatch.setattr(servers, "_PORTS", range(given, given + 1))
+    with pytest.raises(LabError, match="no free port"):
+        free_port()
+    script = f"""
+    from ofborg_async.lab import servers
+    servers._PORTS = range({given}, {given + 1})
+    try:
+        print(servers.free_port())
+    except servers.LabError as error:
+        print(error)
+    """
+    words = [sys.executable, "-c", textwrap.dedent(script)]
+    assert "no free port" in subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
