@@ -17,7 +17,7 @@ from ofborg_async.nix.ahead import Ahead
 from ofborg_async.nix.build import Build, LineSink
 from ofborg_async.nix.environment import places_of_builds
 from ofborg_async.nix.evaluate import Evaluator
-from ofborg_async.nix.host import HostEvidence
+from ofborg_async.nix.host import HostEvidence, counter_of_kills
 from ofborg_async.nix.session import Session
 from ofborg_async.process import Spawner
 
@@ -44,7 +44,7 @@ class NixEngine:
         evidence: HostEvidence | None = None,
     ) -> None:
         floors = limits.disk_floor_bytes, limits.disk_floor_inodes
-        evidence = evidence or HostEvidence(places_of_builds(settings), *floors)
+        evidence = evidence or HostEvidence(places_of_builds(settings), *floors, counter_of_kills(settings))
         self._session = Session(settings, limits, spawner, clock, roots.resolve(), path, evidence)
         self._parallel = parallel
         self._ahead: dict[str, Ahead] = {}
