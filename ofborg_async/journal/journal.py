@@ -253,10 +253,6 @@ class Journal:
         """Ids of the attempts that run or whose results are on their way: their logs must stay."""
         return await self._writer.read(outbox.live_attempts)
 
-    async def res_confirmed(self, attempt_id: str) -> None:
-        """The result was confirmed as routed to RES. Raises AttemptStateError when it is not in the outbox."""
-        await self._writer.write(Step.JOURNAL_RES_CONFIRMED, lambda db: outbox.res_confirmed(db, attempt_id))
-
     async def mark_log_copy(self, attempt_id: str) -> bool:
         """True exactly once for an attempt: the copy on LOG may be published then. False too when none goes there.
 
@@ -265,7 +261,7 @@ class Journal:
         return await self._writer.write(Step.JOURNAL_LOG_COPY, lambda db: outbox.mark_log_copy(db, attempt_id))
 
     async def confirm_and_mark(self, attempt_id: str) -> bool:
-        """``res_confirmed`` and ``mark_log_copy`` in one transaction. True exactly once: the copy may be published.
+        """The result was confirmed as routed to RES. True exactly once: the copy on LOG may be published then.
 
         Raises AttemptStateError when it is not in the outbox.
         """

@@ -36,17 +36,8 @@ def live_attempts(connection: sqlite3.Connection) -> frozenset[str]:
     return frozenset(attempt_id for (attempt_id,) in connection.execute(_LIVE))
 
 
-def res_confirmed(connection: sqlite3.Connection, attempt_id: str) -> None:
-    """The result was confirmed as routed to RES. Raises AttemptStateError when it is not in the outbox."""
-    seq, _, log, _ = _find(connection, attempt_id)
-    if log == 2:
-        connection.execute(_DROP, (seq,))
-    else:
-        connection.execute("UPDATE outbox SET res = 1, unroutable = 0 WHERE seq = ?", (seq,))
-
-
 def confirm_and_mark(connection: sqlite3.Connection, attempt_id: str) -> bool:
-    """The result was confirmed, and the copy on LOG is marked; False as for mark_log_copy.
+    """The result was confirmed as routed to RES, and the copy on LOG is marked; False as for mark_log_copy.
 
     Raises AttemptStateError when it is not in the outbox.
     """
@@ -119,7 +110,6 @@ def _entry(
     acked: int,
 ) -> OutboxEntry:
     log_address = None if log_exchange is None or log_key is None else Address(log_exchange, log_key)
-    confirmed = OutboxState.LOG_MARKED if log else OutboxState.RES_CONFIRMED
     return OutboxEntry(
         position=position,
         attempt_id=attempt_id,
@@ -128,7 +118,7 @@ def _entry(
         request_id=request_id,
         result=OutboxResult(Address(res_exchange, res_key), log_address, body, message, lines),
         finished_at=from_ms(finished_at_ms),
-        state=confirmed if res else OutboxState.PENDING,
+        state=OutboxState.LOG_MARKED if res else OutboxState.PENDING,
         unroutable=Unroutable(unroutable_value),
         log_started=bool(log_started),
         log_marked=log > 0 and log_address is not None,

@@ -116,10 +116,12 @@ class OutboxResult:
 
 
 class OutboxState(enum.Enum):
-    """Where an outbox entry is on its way. A done entry is no longer in the outbox."""
+    """Where an outbox entry is on its way: RES is not confirmed, or it is and the copy on LOG is marked as sent.
+
+    A done entry is no longer in the outbox.
+    """
 
     PENDING = "pending"
-    RES_CONFIRMED = "res_confirmed"
     LOG_MARKED = "log_marked"
 
 

@@ -47,7 +47,7 @@ STEPS: list[Callable[[Journal], Awaitable[object]]] = [
     lambda journal: finish(journal, "c", "Failure", result=make_result(b"c", log=None)),
     lambda journal: journal.unroutable("c", permanent=True),
     lambda journal: journal.acked("c"),
-    lambda journal: journal.res_confirmed("c"),
+    lambda journal: journal.confirm_and_mark("c"),
     lambda journal: journal.set_pause("mac1-a", "maintenance", EPOCH.replace(year=2030)),
     lambda journal: journal.restarted("mac1-a"),
     lambda journal: journal.begin(make_attempt("d", request_id="d")),

@@ -61,9 +61,7 @@ class ModelEntry:
 
     @property
     def state(self) -> OutboxState:
-        if not self.res:
-            return OutboxState.PENDING
-        return OutboxState.LOG_MARKED if self.log else OutboxState.RES_CONFIRMED
+        return OutboxState.LOG_MARKED if self.res else OutboxState.PENDING
 
 
 @define
@@ -233,17 +231,6 @@ class JournalMachine(RuleBasedStateMachine):
             self.model.outbox[name].acked = True
 
     # --- outbox -------------------------------------------------------------------------------------------------------
-
-    @rule(data=st.data())
-    def res_confirmed(self, data: st.DataObject) -> None:
-        name = self.pick(data, list(self.model.outbox))
-        entry = self.model.outbox.get(name)
-        if entry is None:
-            self.refused(self.journal.res_confirmed(name))
-            return
-        self.run(self.journal.res_confirmed(name))
-        entry.res, entry.unroutable = True, Unroutable.NO
-        self.model.drop_if_done(name)
 
     @rule(data=st.data())
     def mark_log_copy(self, data: st.DataObject) -> None:

@@ -76,10 +76,8 @@ async def test_the_way_step_by_step(tmp_path: Path) -> None:
         await finished(journal, "a")
         with pytest.raises(AttemptStateError, match="after the confirmation"):
             await journal.mark_log_copy("a")
-        await journal.res_confirmed("a")
-        assert await states(journal) == {"a": OutboxState.RES_CONFIRMED}
-        await journal.res_confirmed("a")  # at least once means maybe twice
-        assert await journal.mark_log_copy("a")
+        assert await journal.confirm_and_mark("a")
+        assert not await journal.confirm_and_mark("a")  # at least once means maybe twice
         assert not await journal.mark_log_copy("a")
         assert await states(journal) == {"a": OutboxState.LOG_MARKED}
         with pytest.raises(AttemptStateError, match="confirmed as routed before"):
@@ -88,7 +86,7 @@ async def test_the_way_step_by_step(tmp_path: Path) -> None:
         assert await states(journal) == {}
         journal.log_done("a")
         with pytest.raises(AttemptStateError, match="no result in the outbox"):
-            await journal.res_confirmed("a")
+            await journal.confirm_and_mark("a")
 
 
 async def test_confirmation_and_mark_in_one_transaction(tmp_path: Path) -> None:
@@ -107,11 +105,9 @@ async def test_confirmation_and_mark_in_one_transaction(tmp_path: Path) -> None:
 async def test_where_nothing_goes_to_log_the_confirmation_is_the_end(tmp_path: Path) -> None:
     async with opened(tmp_path) as journal:
         await finished(journal, "a", log=None)
-        await finished(journal, "b", log=None)
-        (entry, _) = await journal.outbox()
+        (entry,) = await journal.outbox()
         assert (entry.result.log_address, entry.log_marked) == (None, False)
         assert not await journal.confirm_and_mark("a")
-        await journal.res_confirmed("b")
         assert await states(journal) == {}
 
 
