@@ -6,14 +6,20 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
+import anyio.to_thread
 
-from ofborg_async.errors import DeadlineExceededError
+from ofborg_async.errors import DeadlineExceededError, FaultKind, HostFault
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
+
+_NO_THREAD = "can't start new thread"
+"""What CPython says, as a plain RuntimeError, where the system refuses one."""
 
 
 @contextmanager
@@ -43,3 +49,17 @@ def idle(reason: str) -> Iterator[None]:
     """
     del reason  # read by people and by the test that greps for it
     yield
+
+
+async def in_thread(work: Callable[[], T], *, abandon_on_cancel: bool = False) -> T:
+    """Do blocking ``work`` in a thread. With ``abandon_on_cancel`` a cancelled caller does not wait for its end.
+
+    Raises what it raises, and HostFault (PROCESS) where the system gives no thread: it counts like a process.
+    """
+    try:
+        return await anyio.to_thread.run_sync(work, abandon_on_cancel=abandon_on_cancel)
+    except RuntimeError as error:
+        if str(error) != _NO_THREAD:
+            raise
+        remedy = "raise the limit of processes (TasksMax=, ulimit -u)"
+        raise HostFault(FaultKind.PROCESS, "no thread can be started", remedy=remedy) from error

@@ -30,6 +30,7 @@ lab/proxy.py: a connection of the lab: its ends decide
 locks/manager.py: the holders before it end their jobs, each of which has a deadline
 nix/ahead.py: the build that runs already: the attempt's time limits it
 supervisor/budget.py: a slot is given in turn; the holder's own deadlines bound it
+supervisor/daemon.py: a signal comes
 supervisor/daemon.py: the daemon runs until it is told to stop
 supervisor/daemon.py: what would cut the body short: ended with the body
 supervisor/identity.py: failed until an operator restarts it
@@ -48,6 +49,7 @@ PRIMITIVES = frozenset(
         *("wait", "wait_closed", "wait_readable", "wait_writable", "sleep_forever", "acquire", "accept"),
         *("receive", "receive_exactly", "receive_until", "receive_stream", "send", "send_all"),
         *("connect", "connect_tcp", "connect_unix", "open_unix_connection"),
+        *("in_thread", "run_sync"),  # what a thread does: files, mostly
     }
 )
 """What waits for something outside: awaited, it needs a bound. So does what of ours has such a name."""
@@ -55,20 +57,30 @@ TURNS = frozenset({"Lock", "Semaphore", "CapacityLimiter", "Condition"})
 BOUNDS = frozenset({"within", "at_most", "idle", "patience"})
 """``patience`` is the broker's ``within``, which does not count the time in which it reads nothing (broker/kept.py)."""
 
+FILES = "files: a call into a disk that does not answer cannot be ended, in a thread or not"
 BARE = {
     "broker/dial.py: connect: self.underlay.connect": "aio_pika calls it within the connect timeout of dial()",
+    "broker/dial.py: _renewed_context: in_thread": FILES,
     "broker/kept.py: patience: anyio.CancelScope": "the bound itself, moved while the broker blocks",
     "broker/publisher.py: open_log: async with self._line_turn": "who has the turn has patience in all it does",
     "broker/publisher.py: publish_log: confirmation.wait": "a confirmation has patience (broker/linechannel.py)",
     "broker/publisher.py: publish_result: async with self._result_turn": "who has the turn has patience in all it does",
     "broker/publisher.py: send_log: async with self._line_turn": "who has the turn has patience in all it does",
     "broker/publisher.py: send_log: lines.send": "writing has patience (broker/linechannel.py)",
+    "checkout/disk.py: _remove_in_thread: in_thread": FILES,
+    "checkout/maintenance.py: look: in_thread": FILES,
+    "checkout/mirror.py: make_ready: in_thread": FILES,
+    "checkout/tree.py: _make: in_thread": FILES,
+    "checkout/tree.py: prune: in_thread": FILES,
+    "checkout/tree.py: settle: in_thread": FILES,
+    "cli/logs.py: _print: async for chunks": "a person reads until the log's end, and ends it earlier by ^C",
     "control/client.py: connect: anyio.connect_unix": "ControlClient asks within its call's seconds",
     "control/fetch.py: _next_event: self._stream.receive": "ControlClient reads within its call's seconds",
     "control/fetch.py: ask: self._stream.send": "ControlClient asks within its call's seconds",
     "control/fetch.py: fetch: connect": "ControlClient asks within its call's seconds",
     "control/http.py: _next_event: self._stream.receive": "Exchange.read has the seconds of a request",
     "control/http.py: _next_event: self._stream.send": "Exchange.read has the seconds of a request",
+    "nix/engine.py: forget: in_thread": FILES,
     "nix/evaluate.py: _one_by_one: async with self._slots": "its holders are processes with deadlines of their own",
     "nix/evaluate.py: _together: async with self._slots": "its holders are processes with deadlines of their own",
     "nix/handshake.py: _greet: receiving.receive_exactly": "greet_daemon is within its seconds",
@@ -77,10 +89,14 @@ BARE = {
     "pipeline/courier.py: _send_on: sent.wait": "a confirmation has patience (broker/linechannel.py)",
     "pipeline/courier.py: _send_on: tail.wait": "idle in journal/logwriter.py",
     "process/child.py: _activity: anyio.wait_readable": "Spawner.run has the command's deadline",
+    "process/table.py: ps_table: in_thread": "ps has a deadline of its own",
     "remote/ssh.py: _log_in: asyncssh.connect": "open_remote is within its connect timeout",
     "remote/ssh.py: _open_channel: connection.open_unix_connection": "open_remote is within its connect timeout",
+    "supervisor/deadholders.py: _look: in_thread": FILES,
     "supervisor/outbox.py: _despite_faults: send": "a courier's: each of its waits is in pipeline/courier.py",
     "supervisor/reload.py: reload: async with self._turn": "the reload before it reads files and dismisses identities",
+    "supervisor/reload.py: reload: in_thread": FILES,
+    "supervisor/startup.py: sweep: in_thread": FILES,
     "supervisor/view.py: _stream: reader.wait": "idle in journal/logwriter.py",
 }
 """``file: function: what is called`` without a bound in this function, and who bounds it."""
@@ -130,6 +146,9 @@ def test_every_wait_is_bounded_where_it_stands_or_is_listed_with_who_bounds_it()
         ("with anyio.CancelScope(deadline=1):\n        await event.wait()", 2),
         ("async with asyncio.timeout(1):\n        pass", 1),
         ("await thing.finish()", 0),
+        ("await in_thread(work)", 1),
+        ("async for each in things:\n        pass", 1),
+        ("with at_most(1):\n        async for each in things:\n            pass", 0),
     ],
 )
 def test_bare_waits_are_seen(body: str, bare: int) -> None:
@@ -183,6 +202,10 @@ class Waits(ast.NodeVisitor):
     def visit_Await(self, node: ast.Await) -> None:
         if isinstance(node.value, ast.Call) and _name(node.value.func) in PRIMITIVES:
             self._see(ast.unparse(node.value.func))
+        self.generic_visit(node)
+
+    def visit_AsyncFor(self, node: ast.AsyncFor) -> None:
+        self._see(f"async for {ast.unparse(node.iter)}")
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:

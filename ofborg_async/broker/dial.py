@@ -14,13 +14,13 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aio_pika  # noqa: TID251 - this is that room
 import aiormq  # noqa: TID251 - what aio-pika's connection is made from
 import anyio
-import anyio.to_thread
 from aio_pika.abc import AbstractConnection, TimeoutType, UnderlayConnection  # noqa: TID251 - this is that room
 from aio_pika.tools import OneShotCallback  # noqa: TID251 - this is that room
 from aiormq.connection import TransportFactory  # noqa: TID251 - as above
@@ -30,9 +30,9 @@ from yarl import URL
 from ofborg_async.broker.calls import close_quietly, translated
 from ofborg_async.broker.frametap import FrameTap
 from ofborg_async.broker.refusals import Doing, Phase, translate
-from ofborg_async.errors import BrokerRefusedError, BrokerUnavailableError, DeadlineExceededError
+from ofborg_async.errors import BrokerRefusedError, BrokerUnavailableError, DeadlineExceededError, HostFault
 from ofborg_async.model.identity import BrokerSettings
-from ofborg_async.waiting import within
+from ofborg_async.waiting import in_thread, within
 
 logger = logging.getLogger(__name__)
 
@@ -253,13 +253,20 @@ class Dialer:
         """The TLS context; made anew when a file changed, so that renewed certificates are taken up.
 
         One for both connections: with the system's authorities in it, a context takes about a megabyte.
-        Raises BrokerRefusedError naming the file that cannot be used.
+        Raises BrokerRefusedError naming the file that cannot be used, BrokerUnavailableError.
         """
         files = self._settings.ca_file, self._settings.client_certificate_file, self._settings.client_key_file
-        stamp = await anyio.to_thread.run_sync(_stamp, files)
+        try:
+            return await self._renewed_context(files)
+        except HostFault as fault:
+            raise BrokerUnavailableError(str(fault)) from fault
+
+    async def _renewed_context(self, files: tuple[Path | None, ...]) -> ssl.SSLContext:
+        """Raises BrokerRefusedError, HostFault."""
+        stamp = await in_thread(partial(_stamp, files))
         if self._context is None or stamp != self._context_stamp:
             try:
-                self._context = await anyio.to_thread.run_sync(_make_context, self._settings)
+                self._context = await in_thread(partial(_make_context, self._settings))
             except (OSError, ValueError) as error:
                 names = ", ".join(str(file) for file in files if file is not None)
                 raise BrokerRefusedError(

@@ -21,6 +21,7 @@ from ofborg_async.broker.refusals import Doing, Phase, broker_text
 from ofborg_async.errors import BrokerUnavailableError, UnroutableError
 from ofborg_async.model.identity import BrokerSettings
 from ofborg_async.model.job import Address
+from ofborg_async.waiting import at_most
 
 _CLOSE_SECONDS = 5.0
 
@@ -144,8 +145,13 @@ class LanePublisher:
         await self._connection.wait_back()
 
     async def close(self) -> None:
-        """Close both channels. Bounded; raises nothing."""
-        lines, self._lines = self._lines, None
-        if lines is not None:
-            await lines.close()
-        await self._drop_result_channel()
+        """Close both channels, once what is being published is out; used again, it opens new. Raises nothing."""
+        with anyio.CancelScope(shield=True):
+            with at_most(_CLOSE_SECONDS):
+                async with self._result_turn, self._line_turn:
+                    pass
+            lines, self._lines = self._lines, None
+            async with anyio.create_task_group() as closing:
+                closing.start_soon(self._drop_result_channel)
+                if lines is not None:
+                    closing.start_soon(lines.close)

@@ -8,11 +8,11 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-import anyio.to_thread
-
 from ofborg_async.errors import host_fault_of
+from ofborg_async.waiting import in_thread
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ async def discard_leftovers(path: Path) -> None:
 
 async def _remove_in_thread(path: Path) -> None:
     # It is nobody's any more, so a caller that is cancelled need not wait until it is gone.
-    await anyio.to_thread.run_sync(remove, path, abandon_on_cancel=True)
+    await in_thread(partial(remove, path), abandon_on_cancel=True)
 
 
 def remove_stale_locks(git_directory: Path) -> None:

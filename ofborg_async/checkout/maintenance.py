@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 from attrs import frozen
 
 from ofborg_async.checkout.git import BoundGit, Git
@@ -24,6 +24,7 @@ from ofborg_async.clock import Clock
 from ofborg_async.errors import HostFault, LockHeldError
 from ofborg_async.locks import LockManager
 from ofborg_async.process import Spawner
+from ofborg_async.waiting import in_thread
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class MirrorMaintenance:
         """
         for path in self._mirrors.take_grown():
             try:
-                heap = await anyio.to_thread.run_sync(heap_of, path, abandon_on_cancel=True)
+                heap = await in_thread(partial(heap_of, path), abandon_on_cancel=True)
                 done = not heap.is_over(1) or (
                     (quiet or heap.is_over(BUSY_FACTOR)) and self._is_due(path) and await self._pack(path, heap)
                 )

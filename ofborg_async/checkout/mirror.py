@@ -11,9 +11,9 @@ packs it at times. It holds refs of our own making only:
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
-import anyio.to_thread
 from attrs import frozen
 
 from ofborg_async.checkout import disk
@@ -26,6 +26,7 @@ from ofborg_async.errors import FaultKind, HostFault, LockHeldError
 from ofborg_async.locks import HolderNote, LockManager
 from ofborg_async.model.checkout import Gone, Refused
 from ofborg_async.process import Completed
+from ofborg_async.waiting import in_thread
 
 _log = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ class _Fetch:
         """Clear away what killed commands left, and make the mirror if there is none, all of it or nothing."""
         await disk.discard_leftovers(self.path)
         if self.path.is_dir():
-            await anyio.to_thread.run_sync(disk.remove_stale_locks, self.path)
+            await in_thread(partial(disk.remove_stale_locks, self.path))
             return
         await disk.discard(self.path)
         new = disk.fresh_sibling(self.path)

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import anyio.to_thread
 from attrs import frozen
 
 from ofborg_async.checkout import disk
@@ -25,6 +25,7 @@ from ofborg_async.checkout.seen import SeenCommits
 from ofborg_async.checkout.validate import is_commit_name
 from ofborg_async.checkout.words import read_failure
 from ofborg_async.process import Completed
+from ofborg_async.waiting import in_thread
 
 _ATTRIBUTE_FILES = ":(top,glob)**/.gitattributes"
 _KEPT_OBJECTS_SECONDS = 3600.0
@@ -102,7 +103,7 @@ class WorkTree:
             return Settled(state.commit, state.base, sure=True)
         await disk.discard_leftovers(self.layout.tree)
         if (self.layout.git_directory / "HEAD").is_file():
-            await anyio.to_thread.run_sync(self._clear)
+            await in_thread(self._clear)
         else:
             await disk.discard(self.layout.tree)
             await self._make()
@@ -145,7 +146,7 @@ class WorkTree:
 
     async def prune(self) -> None:
         """Delete merges of the past. Only for a tree whose merge is younger than that. Raises HostFault."""
-        await anyio.to_thread.run_sync(self._prune)
+        await in_thread(self._prune)
 
     async def discard(self) -> None:
         """Move the tree aside and delete it; the next ``settle`` makes it. Raises HostFault."""
@@ -180,7 +181,7 @@ class WorkTree:
         """Make an empty tree, all of it or nothing."""
         new = disk.fresh_sibling(self.layout.tree)
         await self.git.run(None, "init", "--quiet", "--template=", str(new), what="making a work tree")
-        await anyio.to_thread.run_sync(self._borrow, new)
+        await in_thread(partial(self._borrow, new))
         with disk.translated("a work tree cannot be made"):
             new.rename(self.layout.tree)
 

@@ -26,6 +26,7 @@ from ofborg_async.journal.records import (
 )
 
 TALLY_STEP_MS = 10 * 60 * 1000
+_SIGNED = 1 << 64
 
 _LOOKUP = """
 SELECT job.state, job.starts, job.host_faults, job.touched_age_ms, attempt.attempt_id, attempt.identity, attempt.system
@@ -77,6 +78,16 @@ class Ending:
     peak_memory_bytes: int
 
 
+def to_signed(number: int) -> int:
+    """A number of 64 bits without a sign, as a pull request's is on the wire, as SQLite has them: with one."""
+    return number - _SIGNED if number >= _SIGNED // 2 else number
+
+
+def from_signed(number: int) -> int:
+    """What ``to_signed`` was given."""
+    return number % _SIGNED
+
+
 def last_moment(connection: sqlite3.Connection) -> Moment | None:
     """The latest moment that a remembered delivery holds."""
     row = connection.execute(
@@ -109,7 +120,7 @@ def begin(connection: sqlite3.Connection, attempt: Attempt, moment: Moment, expi
             attempt.system,
             attempt.request_id,
             attempt.repo,
-            attempt.pr,
+            to_signed(attempt.pr),
             attempt.head_sha,
             json.dumps(attempt.attrs),
             to_ms(attempt.started_at),
@@ -245,7 +256,7 @@ def interrupted(connection: sqlite3.Connection, moment: Moment) -> tuple[Interru
             body_sha256=sha,
             body=body,
             repo=repo,
-            pr=pr,
+            pr=from_signed(pr),
             head_sha=head_sha,
             attrs=tuple(json.loads(attrs)),
             started_at=from_ms(started),

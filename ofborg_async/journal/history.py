@@ -9,7 +9,7 @@ from datetime import datetime
 
 from ofborg_async.clock import rfc3339
 from ofborg_async.journal.agetime import from_ms, to_ms
-from ofborg_async.journal.attempts import TALLY_STEP_MS
+from ofborg_async.journal.attempts import TALLY_STEP_MS, from_signed
 from ofborg_async.journal.records import AttemptStateError, Counters, Milliseconds
 from ofborg_async.model.status import HistoryEntry
 
@@ -97,7 +97,7 @@ def _entry(
         identity=identity,
         system=system,
         repo=repo,
-        pr=pr,
+        pr=from_signed(pr),
         attrs=tuple(json.loads(attrs)),
         status=status,
         reason=reason,

@@ -135,7 +135,8 @@ class Journal:
                 Step.JOURNAL_BEGIN, lambda db: attempts.begin(db, attempt, moment, self._expiry_ms), synced=False
             )
         except DuplicateAttemptError as error:
-            if not self._writer.waits(Step.JOURNAL_REQUEUED, error.seen.attempt_id):
+            going_back = (Step.JOURNAL_REQUEUED, Step.JOURNAL_TAKE_BACK)
+            if not any(self._writer.waits(step, error.seen.attempt_id) for step in going_back):
                 raise
             detail = f"that attempt {error.seen.attempt_id} went back is not written yet"
             raise HostFault(FaultKind.DISK, detail, remedy=FREE_SPACE) from error

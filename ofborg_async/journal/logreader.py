@@ -7,6 +7,7 @@ from typing import Self
 
 from anyio.lowlevel import checkpoint
 
+from ofborg_async.errors import FaultKind, HostFault
 from ofborg_async.journal.logwriter import LogWriter
 
 _SCAN_BYTES = 1 << 20
@@ -15,7 +16,8 @@ _SCAN_BYTES = 1 << 20
 class LogReader:
     """Reads whole lines from ``offset`` on; ``next_line`` is the number of the line there. Made by LogStore.
 
-    A line that a crash cut off at the end of a file is not read. Used on the event loop's thread.
+    A line that a crash cut off at the end of a file is not read. Every method but ``close`` raises HostFault (DISK) for
+    a disk that does not give back what is on it. Used on the event loop's thread.
     """
 
     def __init__(self, descriptor: int, writer: LogWriter | None) -> None:
@@ -83,7 +85,11 @@ class LogReader:
         self.close()
 
     def _read_at(self, size: int) -> bytes:
-        return os.pread(self._descriptor, size, self.offset)
+        try:
+            return os.pread(self._descriptor, size, self.offset)
+        except OSError as error:
+            detail = f"the log of a build cannot be read: {error.strerror}"
+            raise HostFault(FaultKind.DISK, detail, remedy="look at the disk of the state directory") from error
 
 
 def _nth_newline(data: bytes, number: int) -> int:

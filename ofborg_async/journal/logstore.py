@@ -8,10 +8,8 @@ import logging
 import os
 import re
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
-
-import anyio
-import anyio.to_thread
 
 from ofborg_async.crashpoints import Step, around
 from ofborg_async.errors import FaultKind, HostFault
@@ -19,7 +17,7 @@ from ofborg_async.journal.logreader import LogReader
 from ofborg_async.journal.logwriter import LogWriter
 from ofborg_async.journal.records import LogMissingError
 from ofborg_async.model.identity import LimitSettings
-from ofborg_async.waiting import within
+from ofborg_async.waiting import in_thread, within
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +42,9 @@ class LogStore:
         self._limits = limits
         self._writers: dict[str, LogWriter] = {}
         self._finished_bytes = 0
+        self._make_directory()
+
+    def _make_directory(self) -> None:
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -65,7 +66,7 @@ class LogStore:
         path = self.path(attempt_id)
         try:
             with around(Step.LOG_CREATED):
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                descriptor = self._open_new(path)
         except OSError as error:
             raise _fault(error, path) from error
         writer = LogWriter(
@@ -76,6 +77,14 @@ class LogStore:
         )
         self._writers[attempt_id] = writer
         return writer
+
+    def _open_new(self, path: Path) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        try:
+            return os.open(path, flags, 0o600)
+        except FileNotFoundError:  # the folder was removed under the daemon
+            self._make_directory()
+            return os.open(path, flags, 0o600)
 
     def _finished(self, attempt_id: str) -> None:
         self._finished_bytes += _size_on_disk(self._writers.pop(attempt_id).size_bytes)
@@ -99,10 +108,15 @@ class LogStore:
         """Remove the oldest logs until the rest takes at most ``keep_bytes`` on the disk; returns how many.
 
         Those of ``protected`` attempts (Journal.live_attempts) and of attempts that are written now stay, and count.
+        Raises HostFault (DISK, PERMISSION, PROCESS), DeadlineExceededError.
         """
         self._finished_bytes = 0
         with within(_PRUNE_SECONDS, "clearing old build logs"):
-            return await anyio.to_thread.run_sync(self._prune, keep_bytes, frozenset(protected), abandon_on_cancel=True)
+            try:
+                work = partial(self._prune, keep_bytes, frozenset(protected))
+                return await in_thread(work, abandon_on_cancel=True)
+            except OSError as error:
+                raise _fault(error, self._directory) from error
 
     def _prune(self, keep_bytes: int, protected: Collection[str]) -> int:
         def removable(file: tuple[int, int, str]) -> bool:

@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 import anyio
-import anyio.to_thread
 
 from ofborg_async.crashpoints import Step, around
-from ofborg_async.waiting import at_most, idle
+from ofborg_async.errors import HostFault
+from ofborg_async.waiting import at_most, idle, in_thread
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +93,10 @@ class LogWriter:
         self._on_finish()
         self._wake()
         with anyio.CancelScope(shield=True), at_most(_SYNC_SECONDS) as scope:
-            await anyio.to_thread.run_sync(self._close, abandon_on_cancel=True)
+            try:
+                await in_thread(self._close, abandon_on_cancel=True)
+            except HostFault:  # no thread: then here and now
+                self._close()
         if scope.cancelled_caught:
             _log.warning("the log of a build was not on the disk after %g s; going on", _SYNC_SECONDS)
 

@@ -79,6 +79,7 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
         self._later: dict[tuple[Step, str], Operation[Any]] = {}
+        self._writing: frozenset[tuple[Step, str]] = frozenset()  # what the thread has taken of it, until it is written
         self._later_lock = threading.Lock()
         self._closed = False
         self._thread: threading.Thread
@@ -132,7 +133,7 @@ class Writer:
     def waits(self, step: Step, attempt_id: str) -> bool:
         """Whether an operation handed to ``later`` is not written yet. Sync."""
         with self._later_lock:
-            return (step, attempt_id) in self._later
+            return (step, attempt_id) in self._later or (step, attempt_id) in self._writing
 
     async def flush(self) -> None:
         """Write what waits for the next transaction and sync what is not, if anything is so.
@@ -229,6 +230,7 @@ class Writer:
     def _serve(self, calls: Sequence[_Call]) -> None:
         with self._later_lock:
             later, self._later = self._later, {}
+            self._writing = frozenset(later)
         if not calls and not later:
             return
         try:
@@ -238,6 +240,7 @@ class Writer:
                 calls[0].error = self._translate(error)
                 return
             self._serve_one_by_one(calls, later)
+        self._writing = frozenset()
 
     def _serve_one_by_one(self, calls: Sequence[_Call], later: dict[tuple[Step, str], Operation[Any]]) -> None:
         if later:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from ofborg_async.clock import Clock
+from ofborg_async.errors import HostFault
 from ofborg_async.model.evaluation import EvalRequest, Evaluation
 from ofborg_async.model.identity import LimitSettings, NixSettings
 from ofborg_async.model.result import Status
@@ -20,6 +22,7 @@ from ofborg_async.nix.evaluate import Evaluator
 from ofborg_async.nix.host import HostEvidence, counter_of_kills
 from ofborg_async.nix.session import Session
 from ofborg_async.process import Spawner
+from ofborg_async.waiting import in_thread
 
 
 class NixEngine:
@@ -83,4 +86,5 @@ class NixEngine:
         except OSError:  # what cannot be seen cannot be removed; the next start does
             was_made = False
         if was_made:
-            await to_thread.run_sync(lambda: shutil.rmtree(directory, ignore_errors=True))
+            with suppress(HostFault):  # as above
+                await in_thread(partial(shutil.rmtree, directory, ignore_errors=True))

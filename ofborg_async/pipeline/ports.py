@@ -121,6 +121,10 @@ class Publisher(Protocol):
         """Wait until there is a new connection: what failed for want of one is worth another try now. No deadline."""
         ...
 
+    async def close(self) -> None:
+        """Give back what it holds of the connection, until it is used again. Bounded; raises nothing."""
+        ...
+
 
 # --- checkout -----------------------------------------------------------------------------------------------------
 

@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-import anyio
 from attrs import frozen
 
 from ofborg_async.errors import FaultKind, HostFault
+from ofborg_async.waiting import in_thread
 
 _PS = ("ps", "-axo", "pid=,ppid=,pgid=,state=,lstart=")
 _PS_SECONDS = 20.0
@@ -98,7 +98,7 @@ async def ps_table() -> ProcessTable:
     """All processes by ``ps``. Raises HostFault (PROCESS)."""
     env = {"LC_ALL": "C", "TZ": "UTC", "PATH": os.environ.get("PATH", os.defpath)}
     try:
-        done = await anyio.to_thread.run_sync(
+        done = await in_thread(
             lambda: subprocess.run(
                 _PS, env=env, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=_PS_SECONDS
             )

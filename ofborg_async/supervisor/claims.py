@@ -69,6 +69,12 @@ class Claim:
         return self.key if self.number == 1 else evolve(self.key, queue=f"{self.key.queue}#{self.number}")
 
 
+def _read(key: JobKey) -> tuple[JobKey, int | None]:
+    """The message's own key and the number in one as the journal has it: virtual hosts may have such a sign too."""
+    queue, _, number = key.queue.rpartition("#")
+    return (evolve(key, queue=queue), int(number)) if queue and number.isdecimal() else (key, None)
+
+
 @define(eq=False)
 class _Acknowledged:
     """A message that the broker took the acknowledgement of. ``told``: the journal has forgotten it.
@@ -106,8 +112,8 @@ class Claims:
         return Standing.NEW, None
 
     def claim(self, key: JobKey, attempt_id: str, *deliveries: Delivery, reported_at: float | None = None) -> Claim:
-        """Take a message for an attempt. A key as the journal has it is taken back to the message's own."""
-        key = evolve(key, queue=key.queue.partition("#")[0])
+        """Take a message for an attempt. A key as the journal has it gives the message's own, and the number."""
+        key, noted = _read(key)
         claims = self._claims.setdefault(key, [])
         used = {claim.number for claim in claims}
         for known in self._acknowledged.values():
@@ -115,7 +121,8 @@ class Claims:
                 known.current = False
                 if not known.told:
                     used.add(known.claim.number)
-        number = next(number for number in range(1, len(used) + 2) if number not in used)
+        free = (number for number in range(1, len(used) + 2) if number not in used)
+        number = next(free) if noted is None or noted in used else noted
         claim = Claim(key, attempt_id, number, list(deliveries))
         if reported_at is not None:
             claim.report(reported_at)
@@ -141,14 +148,15 @@ class Claims:
         self._acknowledged.setdefault(claim.attempt_id, _Acknowledged(claim, now))
 
     def sure(self, before: float) -> list[str]:
-        """Attempts acknowledged before ``before`` (monotonic seconds), each once: the journal can forget them."""
-        found = [known for known in self._acknowledged.values() if not known.told and known.at < before]
-        for known in found:
-            known.told = True
+        """Attempts acknowledged before ``before`` (monotonic seconds): the journal can forget them now."""
+        return [known.claim.attempt_id for known in self._acknowledged.values() if not known.told and known.at < before]
+
+    def forgotten(self, attempt_id: str) -> None:
+        """The journal has forgotten an attempt that ``sure`` named."""
+        self._acknowledged[attempt_id].told = True
         surplus = [attempt for attempt, known in self._acknowledged.items() if known.told][:-REMEMBERED]
         for attempt in surplus:
             del self._acknowledged[attempt]
-        return [known.claim.attempt_id for known in found]
 
     def settle(self, claim: Claim) -> None:
         """Forget a claim: nothing of it comes back any more, or the message was given back."""

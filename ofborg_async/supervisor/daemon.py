@@ -301,15 +301,19 @@ class Daemon:
         with anyio.open_signal_receiver(*STOP_SIGNALS) as signals:
             release_stop_signals()
             task_status.started()
-            async for number in signals:
-                if number == signal.SIGHUP and not terminal.is_lost():
-                    self.hangup.set()
-                elif self.stopping.is_set():
-                    log.warning("a second signal: not waiting any longer")
-                    self.hurry.set()
-                else:
-                    log.info("stopping on %s", signal.Signals(number).name)
-                    self.stopping.set()
+            with idle("a signal comes"):
+                async for number in signals:
+                    self._heed(number, terminal)
+
+    def _heed(self, number: signal.Signals, terminal: TerminalWatch) -> None:
+        if number == signal.SIGHUP and not terminal.is_lost():
+            self.hangup.set()
+        elif self.stopping.is_set():
+            log.warning("a second signal: not waiting any longer")
+            self.hurry.set()
+        else:
+            log.info("stopping on %s", signal.Signals(number).name)
+            self.stopping.set()
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         """Call ``call`` after ``seconds``, unless the daemon has stopped by then. Sync."""
@@ -341,6 +345,7 @@ class Daemon:
         self.reloader.close_links()
         for attempt_id in self.services.claims.sure(self.clock.monotonic() - SURE_SECONDS):
             await self.journal.acked(attempt_id)
+            self.services.claims.forgotten(attempt_id)
         await self.view.refresh()
         if prune:
             self.services.claims.expire(self.clock.monotonic() - REMEMBER_SECONDS)

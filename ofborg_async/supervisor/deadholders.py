@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from anyio import to_thread
 from attrs import frozen
 
 from ofborg_async.control.problems import ConflictError, UnknownNameError
@@ -19,6 +19,7 @@ from ofborg_async.errors import FaultKind, HostFault
 from ofborg_async.locks import Holder, holder_of, keepers_of
 from ofborg_async.model.status import BrokenLock, LockSnapshot
 from ofborg_async.process import end_leftovers, name_of, records_of
+from ofborg_async.waiting import in_thread
 
 
 async def free_lock(key: str, locks: Sequence[LockSnapshot]) -> BrokenLock:
@@ -84,8 +85,8 @@ class _Held:
 async def _look(path: Path) -> _Held | None:
     """None when nobody holds it."""
     try:
-        holder = await to_thread.run_sync(holder_of, path)
-        keepers = await to_thread.run_sync(keepers_of, path) if holder is not None else ()
+        holder = await in_thread(partial(holder_of, path))
+        keepers = await in_thread(partial(keepers_of, path)) if holder is not None else ()
     except OSError as error:
         raise HostFault(FaultKind.LOCK, f"{path} cannot be looked at: {error.strerror}") from error
     return None if holder is None else _Held(path, _taker(holder), keepers or ())

@@ -56,6 +56,8 @@ class Identity:
         self._working: anyio.CancelScope | None = None
         self._jobs = 0
         self._host_faults = 0
+        self._quarantined_at = 0.0
+        self._drain: object = None
         self._intensity = RestartIntensity(daemon.restart_intensity, daemon.restart_period_seconds)
         self._backoff = Backoff(daemon.backoff_first_seconds, daemon.backoff_max_seconds)
 
@@ -87,6 +89,8 @@ class Identity:
             self.state = advance(self.state, Event.JOB_STARTED)
         if self.state is not before:
             self.reason, self._since = reason, self._services.clock.now()
+            if self.state is IdentityState.QUARANTINED:
+                self._quarantined_at = self._services.clock.monotonic()
             log.log(
                 logging.WARNING if self.state in UNWELL else logging.INFO,
                 "%s is %s: %s%s",
@@ -179,10 +183,16 @@ class Identity:
             with idle("not quarantined"):
                 while self.state is not IdentityState.QUARANTINED:
                     await self._changed.wait()
-            await self._services.clock.sleep(self.settings.limits.quarantine_seconds)
+            # It may be another one by then, when an operator ended the first.
+            while self.state is IdentityState.QUARANTINED and (left_seconds := self._quarantine_left_seconds()) > 0:
+                await self._services.clock.sleep(left_seconds)
             if self.state is IdentityState.QUARANTINED:
                 self._host_faults = 0
                 self.on(Event.PROBATION)
+
+    def _quarantine_left_seconds(self) -> float:
+        passed_seconds = self._services.clock.monotonic() - self._quarantined_at
+        return self.settings.limits.quarantine_seconds - passed_seconds
 
     def restart(self) -> None:
         """End what it does (jobs go back to their queue) and start anew."""
@@ -203,10 +213,18 @@ class Identity:
             if lane.task is not None:
                 lane.task.cancel(reason)
 
-    def end_drain(self) -> None:
-        """The drain's deadline is over: what still runs goes back to its queue."""
-        if self.state is IdentityState.DRAINING:
-            self.cancel_jobs(CancelReason.SHUTDOWN)
+    def drain(self, reason: str) -> Callable[[], None]:
+        """Take no new job. To be called at its deadline: what still runs goes back then, unless it was drained anew."""
+        self.on(Event.DRAIN, reason)
+        self._drain = this = object()
+        if not self.busy:
+            self.on(Event.JOBS_DONE, reason)
+
+        def end() -> None:
+            if self._drain is this and self.state is IdentityState.DRAINING:
+                self.cancel_jobs(CancelReason.SHUTDOWN)
+
+        return end
 
     @property
     def busy(self) -> bool:

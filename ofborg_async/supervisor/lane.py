@@ -129,6 +129,12 @@ class Lane:
 
     async def run(self) -> None:
         """Take jobs while the identity may."""
+        try:
+            await self._take_jobs()
+        finally:
+            await self.publisher.close()
+
+    async def _take_jobs(self) -> None:
         while True:
             if not self._owner.may_consume:
                 self.amqp = AmqpState.HOLDING
@@ -197,7 +203,8 @@ class Lane:
         """Take messages until told to stop, until one went back, or until a job's delivery was lost."""
         while self._owner.may_consume:
             delivery = await self._next(intake)
-            if delivery is None:
+            # It may have come in the same moment: closing gives it back.
+            if delivery is None or not self._owner.may_consume:
                 break
             given = await self._take(delivery, intake)
             if given.back:

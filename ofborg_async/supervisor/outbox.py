@@ -59,14 +59,22 @@ class Outbox:
         for courier in self._couriers:
             publisher = self._publisher_for(courier.identity, courier.system)
             if publisher is not None:
+                self._group.start_soon(courier.publisher.close)
                 courier.publisher = publisher
         stranded, self._stranded = self._stranded, []
         for recover in stranded:
             recover()
 
     def keep(self, courier: Courier, parcel: Parcel) -> None:
-        """Go on publishing a result that could not be routed."""
-        self._group.start_soon(self._despite_faults, courier, partial(courier.redeliver, parcel))
+        """Go on publishing a result that could not be routed, by a way of its own: the lane's is the lane's."""
+        courier.publisher = self._publisher_for(courier.identity, courier.system) or courier.publisher
+
+        async def unless_it_is_out() -> None:
+            entry = await self._entry_of(courier.attempt_id)
+            if entry is not None and entry.state is OutboxState.PENDING:
+                await courier.redeliver(parcel)
+
+        self._group.start_soon(self._despite_faults, courier, partial(courier.redeliver, parcel), unless_it_is_out)
 
     def take_over(
         self,
@@ -133,11 +141,22 @@ class Outbox:
             hold_seconds=hold_seconds,
             log_refused=address is None,
         )
-        again = partial(self._recover, entry, courier, claim, on_reported)
-        self._group.start_soon(self._despite_faults, courier, again)
 
-    async def _despite_faults(self, courier: Courier, send: Callable[[], Awaitable[None]]) -> None:
-        """Send, and again after a fault of this host: all of it may come again, for what must not is marked."""
+        async def again() -> None:
+            now = await self._entry_of(entry.attempt_id)
+            await (on_reported(claim) if now is None else self._recover(now, courier, claim, on_reported))
+
+        send = partial(self._recover, entry, courier, claim, on_reported)
+        self._group.start_soon(self._despite_faults, courier, send, again)
+
+    async def _despite_faults(
+        self, courier: Courier, send: Callable[[], Awaitable[None]], again: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Send, and after a fault of this host do it ``again``, from what the journal says then.
+
+        What it could not confirm in time may be written all the same, and the result out. All the rest may come again,
+        for what must not is marked.
+        """
         self._couriers.add(courier)
         try:
             while True:
@@ -147,10 +166,12 @@ class Outbox:
                     courier.trouble = str(fault)
                     log.warning("attempt %s: its result stays in the outbox for now: %s", courier.attempt_id, fault)
                     await self._clock.sleep(FAULT_PAUSE_SECONDS)
+                    send = again
                 else:
                     return
         finally:
             self._couriers.discard(courier)
+            await courier.publisher.close()
 
     async def _recover(
         self,

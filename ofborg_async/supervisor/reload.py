@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import anyio
-from anyio import to_thread
 from attrs import evolve
 
 from ofborg_async import logs
@@ -24,7 +23,7 @@ from ofborg_async.model.identity import IdentitySettings, Settings
 from ofborg_async.model.reload import Change, FaultReport, IdentityChange, ReloadReport
 from ofborg_async.model.status import AmqpState, IdentityState
 from ofborg_async.supervisor.lifecycle import Event
-from ofborg_async.waiting import at_most, idle
+from ofborg_async.waiting import at_most, idle, in_thread
 
 if TYPE_CHECKING:
     from ofborg_async.supervisor.daemon import Daemon
@@ -57,17 +56,21 @@ class Reloader:
             with idle("a SIGHUP asks for a reload"):
                 await self._daemon.hangup.wait()
             self._daemon.hangup = anyio.Event()
-            if not self._daemon.stopping.is_set():
+            try:
                 await self.reload()
+            except ConflictError as error:  # told to stop meanwhile: nobody waits for an answer, and it is no fault
+                log.info("no reload: %s", error)
+            except HostFault as fault:
+                log.error("no reload: %s", fault)  # noqa: TRY400 - the fault says it all
 
     async def reload(self) -> ReloadReport:
         """Read and apply. Returns once it is decided what happens; running jobs are not waited for.
 
-        Faults change nothing and are all in the report. Raises ConflictError while the daemon stops.
+        Faults change nothing and are all in the report. Raises ConflictError while the daemon stops, HostFault.
         """
         async with self._turn:
             try:
-                settings = await to_thread.run_sync(self._read)
+                settings = await in_thread(self._read)
             except ConfigError as error:
                 report = self._refused(error)
             else:
@@ -215,6 +218,5 @@ class Reloader:
         self._daemon.identities[settings.name] = identity
         self._daemon.view.hold(identity)
         if drained:
-            identity.on(Event.DRAIN, "drained by the operator")
-            identity.on(Event.JOBS_DONE, "drained by the operator")
+            identity.drain("drained by the operator")
         self._daemon.group.start_soon(identity.run)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from functools import partial
 from pathlib import Path
-
-from anyio import to_thread
 
 from ofborg_async.clock import Clock
 from ofborg_async.errors import ConfigError, ConfigFault, FaultKind, HostFault
@@ -15,6 +14,7 @@ from ofborg_async.journal import Journal
 from ofborg_async.locks import FileLock, HolderNote, acquire_file_lock, acquire_root_lock
 from ofborg_async.model.identity import IdentitySettings, Settings
 from ofborg_async.process import ProcessRecord, become_subreaper, end_leftovers
+from ofborg_async.waiting import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ async def sweep(journal: Journal, gcroots: Path) -> None:
     for record in records:
         if record.pid not in kept:
             journal.ended(record.pid)
-    await to_thread.run_sync(lambda: shutil.rmtree(gcroots, ignore_errors=True))
+    await in_thread(partial(shutil.rmtree, gcroots, ignore_errors=True))
 
 
 async def lock_root(identity: IdentitySettings, clock: Clock) -> FileLock:

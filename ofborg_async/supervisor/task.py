@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,7 +17,7 @@ from ofborg_async.errors import (
     HostFault,
 )
 from ofborg_async.journal import Attempt as AttemptRecord
-from ofborg_async.journal import OutboxResult, Seen, SeenState
+from ofborg_async.journal import AttemptStateError, LogMissingError, OutboxResult, Seen, SeenState
 from ofborg_async.model.job import BuildJob
 from ofborg_async.model.result import BuildResult, status_name
 from ofborg_async.model.status import JobSnapshot, Phase
@@ -187,9 +187,9 @@ class JobTask:
             with anyio.CancelScope(shield=True), at_most(CLEANUP_SECONDS):
                 if not self._recorded:
                     await self._give_back(CancelReason.SHUTDOWN, None)
-                elif not self._sent:
+                if self._recorded and not self._sent:
                     self._hand_over()
-                elif not self.claim.reported:
+                elif self._recorded and not self.claim.reported:
                     self.claim.report(self._services.clock.monotonic())
                 await self._station.nix.forget(self.attempt_id)
                 await self._station.workspace.release(self.attempt_id)
@@ -204,11 +204,14 @@ class JobTask:
                 return unexpected(reason, self.job.attrs)
             self.progress.waiting_for = "build slot"
             try:
-                with within(SLOT_PATIENCE_SECONDS, "a build slot"):
+                with within(SLOT_PATIENCE_SECONDS, "a build slot") as self._building:
                     slot = self._services.builds.slot(self._settings.name, self._settings.weight)
                     await stack.enter_async_context(slot)
             except DeadlineExceededError as error:
-                return Withdrawn(str(error))
+                if self._reason is None or self._reason is CancelReason.SHUTDOWN:
+                    return Withdrawn(self._reason or str(error))
+                await self._begin()
+                return unexpected(self._reason, self.job.attrs)
             self.progress.waiting_for = ""
             earlier = await self._begin()
             if earlier.starts >= limits.max_attempts:
@@ -294,10 +297,15 @@ class JobTask:
             self._begun = False
             if self._writer is not None:
                 await self._writer.finish()
-            with suppress(HostFault):  # it is written as soon as it can be
+            try:
                 await self._services.journal.requeued(
                     self.attempt_id, reason, host_fault=fault is not None, durations=self.progress.durations()
                 )
+            except HostFault:
+                pass  # it is written as soon as it can be
+            except AttemptStateError:  # its end was written after all, though not within the deadline of that call
+                self._recorded = True
+                return
         self._services.claims.settle(self.claim)
         # Once: this may be asked for again at the end of the job.
         deliveries, self.claim.deliveries = self.claim.deliveries, []
@@ -373,8 +381,13 @@ class JobTask:
             await transcript.started.wait()
         if transcript.start is not None:
             await self.courier.open_log(encode_log_start(transcript.start))
-            with self._services.logs.open_reader(self.attempt_id) as tail:
-                await self.courier.send_lines(tail)
+            try:
+                tail = self._services.logs.open_reader(self.attempt_id)
+            except LogMissingError:  # removed under the daemon: its lines are lost, its result is not
+                log.error("attempt %s: its local log is gone, its last lines cannot be sent", self.attempt_id)  # noqa: TRY400
+            else:
+                with tail:
+                    await self.courier.send_lines(tail)
         self._log_sent.set()
 
 

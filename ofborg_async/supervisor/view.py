@@ -81,10 +81,12 @@ class View:
             self._seen_commits = commits
             self._counters = await journal.counters()
         now = self._daemon.clock.monotonic()
-        for name in [
-            name for name, pause in self._pauses.items() if pause.ends_at is not None and pause.ends_at <= now
-        ]:
-            await self._release(name)
+        for name, pause in [*self._pauses.items()]:
+            if pause.ends_at is not None and pause.ends_at <= now and self._pauses.get(name) is pause:
+                await self._end_pause(name)
+                identity = self._daemon.identities.get(name)  # it may not be configured any more
+                if identity is not None and identity.state is IdentityState.PAUSED:
+                    identity.on(Event.RESUME, "its pause is over")
 
     # --- snapshots ------------------------------------------------------------------------------------------------
 
@@ -236,10 +238,13 @@ class View:
             raise ConflictError(
                 f"the log of attempt {attempt_id} is no longer kept", remedy="raise daemon.log_keep_bytes"
             ) from error
-        return self._stream(reader, follow)
+        chunks = self._stream(reader, follow)
+        await anext(chunks)
+        return chunks
 
     async def _stream(self, reader: LogReader, follow: bool) -> AsyncGenerator[bytes, None]:
         with reader:
+            yield b""  # begun: one that is closed before would leave its file open
             while True:
                 lines = reader.read(LOG_CHUNK_BYTES)
                 if lines:
@@ -286,11 +291,9 @@ class View:
         for identity in self._chosen(identities):
             if identity.state is IdentityState.FAILED:
                 continue
-            identity.on(Event.DRAIN, "drained by the operator")
-            if not identity.busy:
-                identity.on(Event.JOBS_DONE, "drained by the operator")
-            elif deadline_seconds is not None:
-                self._daemon.later(deadline_seconds, identity.end_drain)
+            end_drain = identity.drain("drained by the operator")
+            if identity.busy and deadline_seconds is not None:
+                self._daemon.later(deadline_seconds, end_drain)
 
     async def wait_drained(self, identities: tuple[str, ...]) -> None:
         """Return once none of these has a job and none takes one."""
@@ -334,14 +337,14 @@ class View:
     async def resume(self, identities: tuple[str, ...]) -> None:
         """Undo pause, drain and quarantine."""
         for identity in self._chosen(identities):
-            await self._release(identity.settings.name)
+            await self._end_pause(identity.settings.name)
+            if not identity.may_consume:
+                identity.on(Event.RESUME, "resumed by the operator")
 
-    async def _release(self, name: str) -> None:
-        self._pauses.pop(name, None)
+    async def _end_pause(self, name: str) -> None:
+        """Forget a pause, if there is one; after HostFault it is still there."""
         await self._daemon.journal.clear_pause(name)
-        identity = self._daemon.identities.get(name)  # a pause may be over whose identity is not configured any more
-        if identity is not None and not identity.may_consume:
-            identity.on(Event.RESUME, "resumed by the operator")
+        self._pauses.pop(name, None)
 
     async def cancel(self, attempt_id: str) -> None:
         """End one running build and report it."""
@@ -354,8 +357,9 @@ class View:
             raise ConflictError(f"attempt {matches[0].attempt_id} has ended and is reporting")
 
     async def restart(self, identity: str) -> None:
-        """Start an identity anew; its running jobs go back to their queue."""
+        """Start an identity anew, also one that is paused; its running jobs go back to their queue."""
         found = self._find(identity)
+        await self._end_pause(identity)
         await self._daemon.journal.restarted(identity)
         found.restart()
 

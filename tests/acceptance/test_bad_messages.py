@@ -46,6 +46,19 @@ async def test_undecodable_messages_are_rejected_and_the_next_job_is_built(tmp_p
         assert await daemon.stop() == 0
 
 
+async def test_a_pull_request_with_the_largest_number_there_is_has_gone(tmp_path: Path, broker: Broker) -> None:
+    """Odd but legal (an unsigned number of 64 bits): it must not end one identity after another."""
+    async with open_farm(tmp_path, broker, SYSTEM) as farm, farm.daemon(farm.configuration("lab-a")) as daemon:
+        head = await farm.upstream.open_pr(1, {"doc/x": "x"})
+        job = json.loads(json.dumps(farm.upstream.job(1, head, ["ok"])))
+        await farm.submit(SYSTEM, {**job, "pr": {**job["pr"], "number": 2**64 - 1}})
+        await farm.submit(SYSTEM, job)
+        assert [result["status"] for result in await farm.tap.wait_for_results(1)] == ["Success"]
+        await farm.until_settled()
+        assert [entry.pr for entry in await daemon.client.history()] == [1, 2**64 - 1]
+        assert (await daemon.status()).identities[0].restarts == 0
+
+
 def with_aims(job: dict[str, Any], canary: Path) -> list[dict[str, Any]]:
     """Jobs that want something run: in each field that comes near a command."""
     aims = [

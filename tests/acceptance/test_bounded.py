@@ -206,7 +206,10 @@ async def test_a_broker_that_takes_nothing_for_longer_than_the_build_may_last(tm
             assert peak.growth_bytes() < GROWTH_BYTES
             (result,) = {r["attempt_id"]: r for r in farm.tap.results()[1:]}.values()
             assert (result["status"], result["pr"]["number"]) == ("Success", 2)
-            assert lines_of(farm, result["attempt_id"]) == stored(daemon, result["attempt_id"])
+            lines = stored(daemon, result["attempt_id"])
+            assert lines_of(farm, result["attempt_id"]) == lines
+            assert sum(" lines left out: the log is over its limit" in line for line in lines) == 1
+            assert lines[-2] == "the end"  # before the store path
             assert await daemon.stop() == 0
 
 

@@ -463,6 +463,37 @@ async def test_a_state_disk_that_stays_full_ends_no_identity(tmp_path: Path, bro
         assert len(host.farm.tap.results()) == 1
 
 
+@needs_namespaces
+async def test_a_folder_of_logs_that_is_removed_costs_lines_and_no_result(tmp_path: Path, broker: Broker) -> None:
+    """Under a job that evaluates: what it prints later has no file to be sent from. The next job makes the folder."""
+    async with host_of(tmp_path, broker) as host:
+        host.hold("evaluate", "")
+        await host.submit()
+        await eventually("the job evaluates", (host.place / "reached").exists)
+        shutil.rmtree(host.disk.view / "state/logs")
+        host.release()
+        await host.farm.tap.wait_for_results(1)
+        await host.submit()
+        results = await host.farm.tap.wait_for_results(2)
+        assert [result["status"] for result in results] == ["Success", "Success"]
+        assert (await host.daemon.status()).identities[0].restarts == 0
+
+
+async def test_a_folder_of_logs_that_is_removed_does_not_end_the_daemon(tmp_path: Path, broker: Broker) -> None:
+    """It looks into the folder a second after a job, as so few logs are to be kept."""
+    async with open_farm(tmp_path, broker, SYSTEM) as farm:
+        environment = {"OFBORG_ASYNC_LOG_KEEP_BYTES": "1"}
+        async with farm.daemon(farm.configuration("lab-a"), environment=environment) as daemon:
+            head = await farm.upstream.open_pr(1, {"doc/x": "x"})
+            await farm.submit(SYSTEM, farm.upstream.job(1, head, ["ok"]))
+            await farm.tap.wait_for_results(1)
+            shutil.rmtree(daemon.state_dir / "logs")
+            await eventually("it is missed", lambda: "left for later: disk: " in daemon.log.read_text())
+            await farm.submit(SYSTEM, farm.upstream.job(1, head, ["ok"]))
+            await farm.tap.wait_for_results(2)
+            assert await daemon.stop() == 0
+
+
 def test_every_fault_has_a_cell_for_every_phase_and_every_named_test_exists() -> None:
     for fault, row in MATRIX.items():
         assert tuple(row) == PHASES, fault

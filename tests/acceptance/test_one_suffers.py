@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -25,6 +26,8 @@ UNWELL_SECONDS = 60.0
 QUARANTINE_SECONDS = 4.0
 """Long enough to look at it more than once, short enough to wait for its end."""
 GOOD, POOR = "x86_64-linux", "i686-linux"
+AS_A_USER = (str(shutil.which("setpriv")), "--bounding-set=-dac_override,-dac_read_search", "--")
+"""Root, for whom permissions count all the same."""
 
 
 @frozen
@@ -169,9 +172,29 @@ async def said_by(source: Callable[[], Awaitable[str]], words: str) -> str:
     return text if words in text else ""
 
 
-async def test_a_root_that_cannot_be_used(tmp_path: Path, broker: Broker) -> None:
-    async with pair(tmp_path, broker) as both:
-        (both.root / "repo").write_text("somebody put a file where folders were")
+def put_a_file_there(root: Path) -> None:
+    (root / "repo").write_text("somebody put a file where folders were")
+
+
+def take_it_away(root: Path) -> None:
+    (root / "repo").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "mend", "prefix"),
+    [
+        (put_a_file_there, take_it_away, ()),
+        (lambda root: root.chmod(0o500), lambda root: root.chmod(0o700), AS_A_USER),
+    ],
+    ids=["a file in it", "not writable"],
+)
+async def test_a_root_that_cannot_be_used(
+    tmp_path: Path, broker: Broker, spoil: Callable[[Path], None], mend: Callable[[Path], None], prefix: tuple[str, ...]
+) -> None:
+    # Whatever working directory a prefix leaves it in, it is this package.
+    environment = {"PYTHONPATH": str(Path(ofborg_async.__file__).parents[1])}
+    async with pair(tmp_path, broker, prefix=prefix, environment=environment) as both:
+        spoil(both.root)
         await both.submit(1, POOR)
         await both.submit(2, GOOD)
         await both.expect(2)
@@ -184,7 +207,7 @@ async def test_a_root_that_cannot_be_used(tmp_path: Path, broker: Broker) -> Non
         assert str(both.root) in text
         assert (await command(both.daemon, "status"))[0] > 0
         assert (await both.farm.queues())[f"build-inputs-{POOR}"].messages == 1
-        (both.root / "repo").unlink()
+        mend(both.root)
         assert (await command(both.daemon, "resume", "poor"))[0] == 0
         await both.expect(1, 2)
 
@@ -249,3 +272,38 @@ async def test_a_blocked_broker_shows_and_the_build_goes_on(tmp_path: Path) -> N
         await broker.set_memory_alarm(on=False)
         await stage.assert_one_result()
         assert await daemon.stop() == 0
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("how", ["connections closed", "broker killed", "one queue deleted"])
+async def test_both_systems_of_an_identity_come_back(tmp_path: Path, how: str) -> None:
+    """One connection for both, or a channel for each, is lost: none of them stays behind without a word."""
+    async with (
+        private_broker(tmp_path / "node") as broker,
+        open_farm(tmp_path, broker, GOOD, POOR) as farm,
+        farm.daemon(farm.configuration("both")) as daemon,
+    ):
+        before = {at.queue for at in await broker.list_consumers(farm.vhost)}
+        if how == "connections closed":
+            await broker.close_all_connections()
+        elif how == "broker killed":
+            broker.kill()
+            await broker.start()
+        else:
+            await broker.delete_queue(f"build-inputs-{GOOD}", farm.vhost)
+            await farm.tap.declare_jobs(GOOD)
+        await farm.tap.connect()
+        for number, system in enumerate((GOOD, POOR), 1):
+            head = await farm.upstream.open_pr(number, {"doc/x": f"{number}"})
+            await farm.submit(system, farm.upstream.job(number, head, ["ok"]))
+        results = await farm.tap.wait_for_results(2)
+        assert {(result["system"], result["status"]) for result in results} == {(GOOD, "Success"), (POOR, "Success")}
+        await farm.until_settled()
+        await eventually("both queues are consumed", lambda: are_consumed(broker, farm, before))
+        states = [system.amqp for system in (await daemon.status()).identities[0].systems]
+        assert states == [AmqpState.CONSUMING] * 2
+        assert await daemon.stop() == 0
+
+
+async def are_consumed(broker: Broker, farm: Farm, queues: set[str]) -> bool:
+    return {at.queue for at in await broker.list_consumers(farm.vhost)} >= queues

@@ -9,12 +9,12 @@ from pathlib import Path
 import anyio
 import asked
 import pytest
-from gated import gated
+from gated import SYSTEM, gated
 from taken import taken
 from waits import eventually
 
 from ofborg_async.control.problems import NoDaemonError
-from ofborg_async.lab.farm import DaemonProcess
+from ofborg_async.lab.farm import DaemonProcess, open_farm
 from ofborg_async.lab.rabbitmq import Broker
 from ofborg_async.model.status import IdentityState
 
@@ -153,3 +153,24 @@ async def test_a_lock_that_a_dead_holder_left_is_broken_and_the_job_goes_on(tmp_
             assert result["status"] == "Success"
             await stage.farm.until_settled()
             assert await daemon.stop() == 0
+
+
+async def test_identities_that_are_restarted_leave_no_channel_behind(tmp_path: Path, broker: Broker) -> None:
+    """A connection has room for 2,047 of them."""
+    async with open_farm(tmp_path, broker, SYSTEM) as farm, farm.daemon(farm.configuration("lab-a")) as daemon:
+
+        async def channels() -> int:
+            return int(await broker.evaluate("length(rabbit_channel:list())"))
+
+        async def build(number: int) -> int:
+            head = await farm.upstream.open_pr(number, {"doc/x": "x"})
+            await farm.submit(SYSTEM, farm.upstream.job(number, head, ["ok"]))
+            await farm.tap.wait_for_results(number)
+            await farm.until_settled()
+            return await channels()
+
+        first = await build(1)
+        for number in (2, 3, 4):
+            await daemon.client.restart("lab-a")
+            assert await build(number) == first
+        assert await daemon.stop() == 0

@@ -12,12 +12,13 @@ import pytest
 from gated import SYSTEM, gated
 from waits import eventually
 
+from ofborg_async.lab.chaos.processfaults import descendants
 from ofborg_async.lab.farm import DaemonProcess
 from ofborg_async.lab.proxy import proxy
 from ofborg_async.lab.rabbitmq import Broker, private_broker
 from ofborg_async.lab.wiretap import job_queue
 from ofborg_async.model.status import AmqpState
-from ofborg_async.process.table import read_proc
+from ofborg_async.process.table import ProcessInfo, read_proc, read_process
 
 CONSUMER_TIMEOUT = "[{rabbit,[{consumer_timeout,5000},{channel_tick_interval,1000}]}]."
 
@@ -152,15 +153,20 @@ async def test_a_daemon_killed_with_a_computed_result_sends_it_and_does_not_buil
         assert await daemon.stop() == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 @pytest.mark.timeout(240)
 async def test_a_daemon_killed_in_the_middle_of_a_build_leaves_nothing_and_builds_again(
     tmp_path: Path, broker: Broker
 ) -> None:
     async with gated(tmp_path, broker) as stage, stage.farm.daemon(stage.farm.configuration("lab-a")) as daemon:
         await stage.start_job()
+        left = descendants((daemon.pid,))
+        assert any(is_build(info.pid) for info in left)
         daemon.kill()
         assert await daemon.wait() == -signal.SIGKILL
         await daemon.start()
+        # The gate is shut, so that no build ends by itself.
+        await eventually("nobody is left", lambda: not any(runs(info) for info in left))
         stage.open()
         await stage.farm.tap.wait_for_results(1, deadline_seconds=120)
         await stage.farm.until_settled()
@@ -187,6 +193,58 @@ async def test_an_identity_restarted_while_it_reports_still_sends_its_result(tmp
         assert await daemon.stop() == 0
 
 
+@pytest.mark.timeout(240)
+async def test_a_sibling_that_got_the_copy_is_free_for_other_work(tmp_path: Path) -> None:
+    async with (
+        private_broker(tmp_path / "node") as broker,
+        gated(tmp_path, broker) as stage,
+        stage.farm.daemon(stage.farm.configuration("lab-a", "lab-b")) as daemon,
+    ):
+        await stage.start_job()
+        await broker.close_all_connections()
+        await stage.farm.tap.connect()
+        await eventually("adoption", lambda: "came back while it runs" in daemon.log.read_text())
+        head = await stage.farm.upstream.open_pr(2, {"doc/x": "2"})
+        await stage.farm.submit(SYSTEM, stage.farm.upstream.job(2, head, ["ok"]))
+        assert [result["pr"]["number"] for result in await stage.farm.tap.wait_for_results(1)] == [2]
+        stage.open()
+        results = await stage.farm.tap.wait_for_results(2, deadline_seconds=120)
+        await stage.farm.until_settled()
+        assert [(result["pr"]["number"], result["status"]) for result in results] == [(2, "Success"), (1, "Success")]
+        assert stage.builds_begun() == 1
+        assert await daemon.stop() == 0
+
+
+@pytest.mark.timeout(240)
+async def test_a_message_that_returns_after_its_result_is_acknowledged_and_not_built_again(tmp_path: Path) -> None:
+    """A pause keeps it in its queue, as an acknowledgement that was lost on the way would."""
+    async with (
+        private_broker(tmp_path / "node") as broker,
+        gated(tmp_path, broker) as stage,
+        stage.farm.daemon(stage.farm.configuration("lab-a")) as daemon,
+    ):
+        await stage.start_job()
+        await daemon.client.pause(["lab-a"], reason="test")
+        await broker.close_all_connections()
+        await stage.farm.tap.connect()
+        stage.open()
+        await stage.farm.tap.wait_for_results(1, deadline_seconds=120)
+        await eventually("no delivery is left", lambda: "no delivery is left" in daemon.log.read_text())
+        assert (await stage.farm.queues())[job_queue(SYSTEM)].ready == 1
+        await daemon.client.resume(["lab-a"])
+        await stage.assert_one_result()
+        assert "came back after its result: acknowledged" in daemon.log.read_text()
+        assert stage.builds_begun() == 1
+        assert [entry.status for entry in await daemon.client.history()] == ["Success"]
+        # The same message published anew is another job.
+        head = await stage.farm.upstream.sha("refs/pull/1/head")
+        await stage.farm.submit(SYSTEM, stage.farm.upstream.job(1, head, ["slow"]))
+        results = await stage.farm.tap.wait_for_results(2, deadline_seconds=120)
+        assert len({result["attempt_id"] for result in results}) == 2
+        await stage.farm.until_settled()
+        assert await daemon.stop() == 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 @pytest.mark.timeout(240)
 async def test_a_copy_that_came_back_returns_to_its_queue_when_the_host_fails(tmp_path: Path) -> None:
@@ -209,6 +267,12 @@ async def test_a_copy_that_came_back_returns_to_its_queue_when_the_host_fails(tm
 
 def is_build(pid: int) -> bool:
     return b"nix-build" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def runs(info: ProcessInfo) -> bool:
+    """Whether that process is still there, and not another one of its number."""
+    now = read_process(info.pid)
+    return now is not None and now.alive and now.start == info.start
 
 
 async def until_reporting(daemon: DaemonProcess) -> None:

@@ -10,11 +10,13 @@ import anyio
 import pytest
 import stopped_early
 from running import needs_own_builds, processes_with
+from waits import eventually
 
 from ofborg_async.lab.farm import DaemonProcess, Farm, open_farm
 from ofborg_async.lab.rabbitmq import Broker
 from ofborg_async.lab.upstream import package_set
 from ofborg_async.lab.wiretap import job_queue
+from ofborg_async.model.status import JobSnapshot
 
 SYSTEM = "x86_64-linux"
 SLOW = package_set()["default.nix"].replace("sleep 30", "sleep 300")
@@ -43,12 +45,17 @@ async def test_sigterm_in_the_middle_of_a_build(tmp_path: Path, broker: Broker) 
         assert processes_with(f"NIX_CONF_DIR={farm.store.directory}") == []
 
         # The message that went back is built by the next daemon, as a new attempt.
-        head = await farm.upstream.open_pr(2, {"doc/x": "x"})
         await daemon.start()
-        await farm.submit(SYSTEM, farm.upstream.job(2, head, ["ok"]))
-        with anyio.fail_after(30):
-            while not (await daemon.status()).identities[0].systems[0].job:
-                await anyio.sleep(0.05)
+
+        async def job() -> JobSnapshot | None:
+            found = (await daemon.status()).identities[0].systems[0].job
+            return found if found is not None and found.lines > 0 else None
+
+        again = await eventually("its build", job)
+        (before,) = await daemon.client.history()
+        assert again is not None
+        assert (again.pr, before.pr, before.status) == (1, 1, "Requeued")
+        assert again.attempt_id != before.attempt_id
         assert await daemon.stop() == 0
 
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from waits import eventually
 
+from ofborg_async.lab.chaos import leftovers
 from ofborg_async.lab.chaos.builders import Ours, Theirs
 from ofborg_async.lab.chaos.leftovers import held_files, locks_told, stale_locks
 from ofborg_async.lab.chaos.repositoryfaults import identity_of
@@ -75,3 +81,27 @@ async def test_a_daemon_that_does_not_answer_is_seen(tmp_path: Path) -> None:
     builder = Ours(tmp_path, tmp_path / "builders.toml", [tmp_path / "root"], tmp_path / "state", {})
     (told,) = await locks_told(builder)
     assert "no word of the locks that are held" in told
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize("known_by", ["word", "environment", "neither"])
+async def test_a_process_that_knows_a_builders_place_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known_by: str
+) -> None:
+    monkeypatch.setattr(leftovers, "_VANISH_SECONDS", 0.3)
+    store: Any = SimpleNamespace(directory=tmp_path / "store")
+    ground: Any = SimpleNamespace(store=store, directory=tmp_path, stands=[None], nix_daemon=None, jobs={})
+    place = {"word": tmp_path / "daemon-0" / "roots", "environment": store.directory}.get(known_by, tmp_path / "other")
+    environment = {**os.environ, "PLACE": str(place)} if known_by == "environment" else dict(os.environ)
+    child = subprocess.Popen(["sh", "-c", "read line", str(place)], stdin=subprocess.PIPE, env=environment)
+    try:
+        await eventually("it has begun", lambda: b"read line" in cmdline(child.pid))
+        left = await leftovers._processes(ground)
+        assert [f"process {child.pid}: " in text for text in left] == ([] if known_by == "neither" else [True])
+    finally:
+        child.communicate()
+    assert await leftovers._processes(ground) == []
+
+
+def cmdline(pid: int) -> bytes:
+    return (Path("/proc") / str(pid) / "cmdline").read_bytes()

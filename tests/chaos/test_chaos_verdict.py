@@ -84,6 +84,9 @@ def test_what_is_sound_is_not_blamed() -> None:
     assert sorts([*sound()[:4], *sound()[1:]], [ended(), ended("Interrupted", "attempt-0")]) == set()  # repeats
     assert sorts([], [], job=one_job(optional=True)) == set()
     assert sorts([], [ended("Silent")], job=one_job(silent=True)) == set()
+    assert sorts([], [ended("Silent")], job=one_job(gone=True)) == set()
+    assert sorts(sound(), [ended()], job=one_job(gone=True)) == set()
+    assert sorts([], [], job=one_job(gone=True, optional=True)) == set()
 
 
 def test_a_second_daemons_result_takes_a_lost_delivery() -> None:
@@ -130,6 +133,16 @@ def test_a_second_daemons_result_takes_a_lost_delivery() -> None:
 def test_every_violation_is_seen(spoil: Callable[[list[Entry]], list[Entry]], expected: Sort) -> None:
     history = [ended(), ended(attempt="attempt-2")] if "attempt-2" in str(spoil(sound())) else [ended()]
     assert expected in sorts(spoil(sound()), history)
+
+
+@pytest.mark.parametrize("may", ["silent", "gone"])
+def test_a_job_that_may_have_no_result_is_missed_all_the_same(may: str) -> None:
+    assert sorts([], [], job=one_job(**{may: True})) == {Sort.LOST}
+    assert sorts([], [ended("Requeued")], job=one_job(**{may: True})) == {Sort.LOST}
+
+
+def test_a_queue_that_was_deleted_is_no_reason_for_silence() -> None:
+    assert sorts([], [ended("Silent")], job=one_job(optional=True)) == {Sort.WRONG}
 
 
 def test_a_result_that_must_not_be_is_seen() -> None:

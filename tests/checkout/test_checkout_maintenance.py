@@ -150,6 +150,22 @@ async def test_what_piles_up_is_packed_and_the_large_pack_is_left_alone(bench: B
     git("fsck", "--strict", cwd=bench.tree())
 
 
+async def test_git_itself_maintains_nothing(bench: Bench, upstream: Upstream) -> None:
+    """Every pack that a fetch made stays, where by their own configuration a second one is one too many."""
+    workspace = bench.workspace()
+    eager = "[gc]\n\tauto = 1\n\tautoPackLimit = 1\n\tautoDetach = false\n[maintenance]\n\tautoDetach = false\n"
+    for number in range(1, 5):
+        head = upstream.pull_request(number, {f"new{index}": b"%d %d\n" % (number, index) for index in range(130)})
+        path = await bench.ready(workspace, job_of(upstream.url, number, head))
+        mirror = bench.mirror(upstream.url)
+        if number == 1:
+            for config in (mirror / "config", path / ".git/config"):
+                config.write_text(config.read_text() + eager)
+        assert len(list(mirror.glob("objects/pack/*.pack"))) == number
+    assert eager in (mirror / "config").read_text()
+    assert eager in (path / ".git/config").read_text()
+
+
 async def test_an_attempt_that_needs_the_mirror_ends_the_packing(
     bench: Bench, upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from ofborg_async.model.status import HistoryEntry, Phase
 ROWS = 1_000_000
 
 
-async def ended(journal: Journal, attempt_id: str, outcome: str = "Success", **changes: str) -> None:
+async def ended(journal: Journal, attempt_id: str, outcome: str = "Success", **changes: str | int) -> None:
     await journal.begin(make_attempt(attempt_id, request_id=attempt_id, **changes))
     await finish(journal, attempt_id, outcome, result=None)
     await journal.acked(attempt_id)
@@ -45,6 +45,16 @@ async def test_an_entry_says_everything(tmp_path: Path) -> None:
                 peak_memory_bytes=4096,
             ),
         )
+
+
+@pytest.mark.parametrize("number", [0, 2**63 - 1, 2**63, 2**64 - 1])
+async def test_any_number_that_the_wire_allows_comes_back(tmp_path: Path, number: int) -> None:
+    """One that SQLite has no integer for would end one identity after another: the message would come back to each."""
+    async with opened(tmp_path) as journal:
+        await ended(journal, "a", pr=number)
+        assert [entry.pr for entry in await journal.history()] == [number]
+        await journal.begin(make_attempt("b", request_id="b", pr=number))
+        assert [left.attempt.pr for left in await journal.interrupted()] == [number]
 
 
 async def test_pages_are_newest_first_and_lose_none_of_the_same_moment(tmp_path: Path) -> None:

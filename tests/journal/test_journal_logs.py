@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -285,6 +287,40 @@ async def test_a_reader_of_a_removed_log_reads_on(tmp_path: Path) -> None:
         assert read_all(reader) == [b"one", b"two"]
     with pytest.raises(LogMissingError):
         store.open_reader("a")
+
+
+async def test_a_folder_that_was_removed_is_made_anew(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    shutil.rmtree(tmp_path / "logs")
+    writer = store.create("a")
+    writer.write([b"one"])
+    await writer.finish()
+    assert store.path("a").read_bytes() == b"one\n"
+
+
+async def test_a_folder_that_cannot_be_cleared_is_a_fault_of_the_host(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    shutil.rmtree(tmp_path / "logs")
+    with pytest.raises(HostFault, match="No such file"):
+        await store.prune(0, ())
+
+
+async def test_a_disk_that_gives_nothing_back_is_a_fault_of_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_in(tmp_path)
+    await store.create("a").finish()
+
+    def failing(_descriptor: int, _size: int, _offset: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", failing)
+    with store.open_reader("a") as reader:
+        for read in (reader.wait(), reader.seek(2)):
+            with pytest.raises(HostFault, match="cannot be read: Input/output error"):
+                await read
+        with pytest.raises(HostFault):
+            reader.read(100)
 
 
 async def test_finish_is_done_in_a_cancelled_task(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import anyio
 import pytest
 from journal_helpers import copy_as_killed, finish, make_attempt, opened
 
+from ofborg_async.crashpoints import Step
 from ofborg_async.errors import FaultKind, HostFault
 from ofborg_async.journal import DuplicateAttemptError, Journal, SeenState
 
@@ -301,3 +302,35 @@ async def test_the_side_file_is_never_ahead_of_what_is_on_the_disk(tmp_path: Pat
         assert side_file() == before + 2
         await finish(journal, "a")
         assert side_file() == before + 3
+
+
+async def test_what_is_just_being_written_still_waits(tmp_path: Path) -> None:
+    """Else who asks in that moment, on a disk that is full, takes a message that went back for one that is at work."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slow(_: sqlite3.Connection) -> None:
+        entered.set()
+        assert go_on.wait(30)
+
+    async with opened(tmp_path) as journal:
+        writer = journal._writer
+        writer.later(Step.JOURNAL_REQUEUED, "a", slow)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(journal.flush)
+            await anyio.to_thread.run_sync(entered.wait, 10)
+            assert writer.waits(Step.JOURNAL_REQUEUED, "a")
+            go_on.set()
+        assert not writer.waits(Step.JOURNAL_REQUEUED, "a")
+
+
+@pytest.mark.parametrize("step", [Step.JOURNAL_REQUEUED, Step.JOURNAL_TAKE_BACK])
+async def test_a_message_whose_return_cannot_be_written_yet_is_a_fault_of_the_host(tmp_path: Path, step: Step) -> None:
+    def failing(_: sqlite3.Connection) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async with opened(tmp_path) as journal:
+        await journal.begin(make_attempt("a"))
+        journal._writer.later(step, "a", failing)
+        with pytest.raises(HostFault, match="a went back is not written yet"):
+            await journal.begin(make_attempt("b"))
+        journal._writer._later.clear()

@@ -154,6 +154,8 @@ class FakePublisher:
     async def wait_back(self) -> None:
         await self.back.wait()
 
+    async def close(self) -> None: ...
+
 
 @define
 class FakeTail:

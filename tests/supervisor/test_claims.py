@@ -97,6 +97,8 @@ def test_published_anew_after_its_acknowledgement_it_is_a_job_and_so_is_what_of_
     claims.settle(second)
     assert claims.judge(KEY, redelivered=True) == (Standing.NEW, None)
     assert claims.sure(2.0) == ["a1"]
+    assert claims.claim(KEY, "a3", FakeDelivery()).journal_key != first.journal_key  # it could not be told to forget it
+    claims.forgotten("a1")
     assert claims.claim(KEY, "a3", FakeDelivery()).journal_key == first.journal_key
 
 
@@ -105,10 +107,31 @@ def test_the_journal_forgets_an_acknowledged_message_once_and_late() -> None:
     for number in range(REMEMBERED + 2):
         claims.acknowledged(claims.claim(JobKey("queue", str(number), ""), f"a{number}", FakeDelivery()), float(number))
     assert claims.sure(0.5) == ["a0"]
+    claims.forgotten("a0")
     assert claims.sure(0.5) == []
     assert len(claims.sure(1e9)) == REMEMBERED + 1
+    for attempt_id in claims.sure(1e9):
+        claims.forgotten(attempt_id)
+    assert claims.sure(1e9) == []
     assert claims.judge(JobKey("queue", "1", ""), redelivered=True) == (Standing.NEW, None)
     assert claims.judge(JobKey("queue", "2", ""), redelivered=True)[0] is Standing.FINISHED
+
+
+def test_a_virtual_host_may_have_the_sign_that_numbers_identical_messages() -> None:
+    key = JobKey("broker:5672/of#1/build-inputs-x", "request", "0" * 64)
+    claims = Claims()
+    first = claims.claim(key, "a1", FakeDelivery())
+    assert claims.judge(key, redelivered=True) == (Standing.RUNNING, first)
+    second = claims.claim(key, "a2", FakeDelivery())
+    assert second.journal_key.queue == f"{key.queue}#2"
+
+
+def test_a_message_that_an_earlier_daemon_left_keeps_its_number() -> None:
+    """Its place in the journal is taken, also where the first of the identical ones is gone by now."""
+    claims = Claims()
+    left = JobKey(f"{KEY.queue}#2", KEY.request_id, KEY.body_sha256)
+    assert claims.claim(left, "a2", reported_at=1.0).journal_key == left
+    assert claims.claim(KEY, "a3", FakeDelivery()).journal_key == KEY
 
 
 def test_what_never_comes_back_is_forgotten_after_a_day() -> None:

@@ -19,6 +19,7 @@ from ofborg_async.errors import FaultKind, HostFault
 from ofborg_async.journal import Attempt, Journal, LogStore, OutboxEntry, OutboxResult
 from ofborg_async.model.identity import LimitSettings
 from ofborg_async.model.job import Address
+from ofborg_async.pipeline.courier import Courier, Parcel
 from ofborg_async.supervisor import outbox as module
 from ofborg_async.supervisor.claims import Claim, Claims
 from ofborg_async.supervisor.outbox import Outbox
@@ -32,6 +33,7 @@ class Sink:
 
     results: list[bytes] = field(factory=list)
     logged: list[bytes] = field(factory=list)
+    closed: int = 0
 
     async def publish_result(self, to: Address, body: bytes) -> None:
         self.results.append(body)
@@ -49,6 +51,9 @@ class Sink:
 
     async def wait_back(self) -> None:
         await anyio.sleep_forever()
+
+    async def close(self) -> None:
+        self.closed += 1
 
 
 @define
@@ -68,7 +73,7 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(tmp_path: Path, attempt_id: str = "a1") -> AsyncIterator[Stage]:
+async def stage(tmp_path: Path, attempt_id: str = "a1", log: Address | None = LOG) -> AsyncIterator[Stage]:
     clock = SystemClock()
     journal = await Journal.open(tmp_path, clock=clock)
     body = b"{}"
@@ -78,7 +83,7 @@ async def stage(tmp_path: Path, attempt_id: str = "a1") -> AsyncIterator[Stage]:
         started_at=datetime(2026, 1, 1, tzinfo=UTC),
     )  # fmt: skip
     await journal.begin(attempt)
-    result = OutboxResult(RES, LOG, b"result", b"start", 0)
+    result = OutboxResult(RES, log, b"result", b"start", 0)
     await journal.finish(attempt_id, result=result, outcome="Success", durations={})
     claim = Claims().claim(attempt.key, attempt_id)
     sink = Sink()
@@ -102,6 +107,24 @@ async def test_a_result_of_a_job_that_was_cut_off_goes_out(tmp_path: Path) -> No
         on.outbox.take_over("a1", on.claim, 1.0, on.note)  # cut off between the confirmation and the report
         await eventually("it is reported again", lambda: len(on.reported) == 2)
         assert on.sink.results == [b"result"]
+
+
+async def test_a_result_that_is_out_gives_its_channels_back(tmp_path: Path) -> None:
+    """Else a thousand results that an earlier daemon left would use up all channels that a connection may have."""
+    async with stage(tmp_path) as on:
+        on.outbox.take_over("a1", on.claim, 1.0, on.note)
+        await eventually("it is reported", lambda: on.reported)
+        await eventually("its channels are closed", lambda: on.sink.closed == 1)
+
+
+async def test_a_result_that_is_kept_has_channels_of_its_own(tmp_path: Path) -> None:
+    """The lane goes on to its next job with its own: to close these would cost it what it has under way."""
+    async with stage(tmp_path) as on:
+        lanes = Sink()
+        courier = Courier("s", "i", "a1", LOG, lanes, on.journal, SystemClock(), 1.0)
+        on.outbox.keep(courier, Parcel(b"result", RES, on_log=True))
+        await eventually("its channels are closed", lambda: on.sink.closed == 1)
+        assert (on.sink.results, lanes.results, lanes.closed) == ([b"result"], [], 0)
 
 
 async def test_a_journal_that_cannot_be_read_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +154,34 @@ async def test_what_is_out_is_not_published_again(tmp_path: Path) -> None:
         assert (on.sink.results, on.sink.logged) == ([], [])
         await on.journal.flush()
         assert await on.is_empty()
+
+
+@pytest.mark.parametrize("log", [LOG, None])
+@pytest.mark.parametrize("is_kept", [True, False])
+async def test_a_confirmation_that_was_written_too_late_to_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_kept: bool, log: Address | None
+) -> None:
+    """The disk stood still for longer than a call may take. Where nothing goes to LOG, the entry is gone by now."""
+    monkeypatch.setattr(module, "FAULT_PAUSE_SECONDS", 0.01)
+    late = [HostFault(FaultKind.DISK, "not written within 60 s")]
+    confirm = Journal.confirm_and_mark
+
+    async def failing(self: Journal, attempt_id: str) -> bool:
+        done = await confirm(self, attempt_id)
+        if late:
+            raise late.pop()
+        return done
+
+    monkeypatch.setattr(Journal, "confirm_and_mark", failing)
+    async with stage(tmp_path, log=log) as on:
+        if is_kept:
+            courier = Courier("s", "i", "a1", LOG, on.sink, on.journal, SystemClock(), 1.0)
+            on.outbox.keep(courier, Parcel(b"result", RES, on_log=log is not None))
+        else:
+            on.outbox.take_over("a1", on.claim, 1.0, on.note)
+            await eventually("it is reported", lambda: on.reported)
+        await eventually("it is over", lambda: on.sink.closed == 1)
+        assert on.sink.results == [b"result"]
 
 
 async def test_a_full_disk_does_not_end_the_outbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

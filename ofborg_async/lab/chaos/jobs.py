@@ -43,8 +43,10 @@ BRANCHES = ("foo", "foo/bar")
 class Job:
     """A job and what is known of it while the round goes on.
 
-    ``body`` is the message. ``statuses`` are those its result may have. ``optional``: it may also have none.
-    ``log_incomplete``: what goes to LOG had nowhere to go for a while.
+    ``body`` is the message. ``statuses`` are those its result may have. ``silent``: it must have none, and end so
+    in a journal. ``gone``: its pull request changed, so that it may end so too. ``optional``: its message may have died
+    with a deleted queue, and then nothing tells of it. ``log_incomplete``: what goes to LOG had nowhere to go
+    for a while.
     """
 
     plan: JobPlan
@@ -52,6 +54,7 @@ class Job:
     body: Mapping[str, Any] | bytes = b""
     statuses: frozenset[str] = frozenset()
     silent: bool = False
+    gone: bool = False
     optional: bool = False
     log_incomplete: bool = False
     builder_killed: bool = False

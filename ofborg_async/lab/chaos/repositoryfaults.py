@@ -33,7 +33,7 @@ async def force_push(ground: Ground, fault: FaultPlan) -> bool:
     job = _choose(ground, fault)
     if job is not None:
         async with ground.upstream_lock:
-            job.optional = True
+            job.gone = True
             await ground.upstream.force_push(job.pr, {"token": f"{job.token}-forced"})
     return job is not None
 
@@ -43,7 +43,7 @@ async def delete_pr(ground: Ground, fault: FaultPlan) -> bool:
     job = _choose(ground, fault)
     if job is not None:
         async with ground.upstream_lock:
-            job.optional = True
+            job.gone = True
             await ground.upstream.delete_pr(job.pr)
     return job is not None
 
@@ -159,5 +159,5 @@ def _note(ground: Ground, place: Path) -> None:
 def _choose(ground: Ground, fault: FaultPlan) -> Job | None:
     """A job whose pull request is there and is its own."""
     plain = (JobKind.OK, JobKind.LOUD, JobKind.FAILS, JobKind.MIXED)
-    found = [job for job in ground.jobs.values() if job.plan.kind in plain and not job.optional]
+    found = [job for job in ground.jobs.values() if job.plan.kind in plain and not job.optional and not job.gone]
     return found[int(fault.choice * len(found))] if found else None

@@ -167,7 +167,7 @@ def _named(job: Job) -> str:
 def _of_job(job: Job, results: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
     name = _named(job)
     if not results:
-        if job.submitted and not job.silent and not job.optional:
+        if job.submitted and not job.silent and not job.gone and not job.optional:
             yield Finding(Sort.LOST, f"{name} has no result")
         return
     if job.silent or not job.submitted:
@@ -223,14 +223,17 @@ def _of_history(
         if attempt not in ended or ended[attempt][1].status != status:
             of = ended[attempt][1].status if attempt in ended else "nothing"
             yield Finding(Sort.WRONG, f"attempt {attempt} is {status} on RES and {of} in the journal")
-    silent = {job.pr for job in jobs if job.silent}
-    for _, entry in ended.values():
-        if entry.status == "Silent" and entry.pr not in silent and not _may_be_silent(jobs, entry.pr):
-            yield Finding(Sort.WRONG, f"job {entry.pr} ended in silence: {entry.reason}")
+    silenced = {entry.pr: entry.reason for _, entry in ended.values() if entry.status == "Silent"}
+    for job in jobs:
+        if job.pr in silenced and not job.silent and not job.gone:
+            yield Finding(Sort.WRONG, f"{_named(job)} ended in silence: {silenced[job.pr]}")
+        if job.pr not in silenced and not results[job.request_id] and _must_have_an_end(job):
+            yield Finding(Sort.LOST, f"{_named(job)} has no result, and no journal knows its end")
 
 
-def _may_be_silent(jobs: Sequence[Job], pr: int) -> bool:
-    return any(job.pr == pr and job.optional for job in jobs)
+def _must_have_an_end(job: Job) -> bool:
+    """What may have no result all the same ends in a journal; a message that is no job never comes so far."""
+    return job.submitted and (job.silent or job.gone) and not job.optional and job.plan.kind is not JobKind.NONSENSE
 
 
 def _word(status: Any) -> str:
