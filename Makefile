@@ -44,7 +44,7 @@ lint: install
 	$(RUFF) check .
 	$(RUFF) format --check .
 	$(BIN)/mypy
-	printf '%s\n' tests/conftest.py tests/*/conftest.py | xargs -n 1 $(BIN)/mypy
+	printf '%s\n' tests/conftest.py tests/*/conftest.py | MYPYPATH=tests xargs -n 1 $(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
 # ONLY= picks figures (ONLY=log,small), AGAINST= compares with another builder's program in the same run.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -38,7 +39,8 @@ def damaged(job: dict[str, Any], random: Random) -> bytes:
             holder = holder[part]
         match random.choice(["swap", "remove", "wrap", "nest"]):
             case "swap":
-                holder[last] = random.choice(SWAPS)
+                # A copy: the next fault may be inside, and one that put it into itself would have no end.
+                holder[last] = deepcopy(random.choice(SWAPS))
             case "remove":
                 del holder[last]
             case "wrap":

@@ -116,11 +116,18 @@ async def nix_daemon_of(store: Store) -> AsyncIterator[tuple[Server, Store]]:
         log=store.directory / "daemon.log",
     )
     try:
-        server.start()
-        await server.ready(lambda: _exists(socket), _DAEMON_SECONDS)
+        await start_nix_daemon(server)
         yield server, Store(store.directory, "daemon", environment)
     finally:
         server.kill()
+
+
+async def start_nix_daemon(server: Server) -> None:
+    """Start the Server of ``nix_daemon_of``, for the first time or again, and wait until it has its socket."""
+    socket = Path(server.env["NIX_DAEMON_SOCKET_PATH"])
+    socket.unlink(missing_ok=True)  # a killed one leaves it
+    server.start()
+    await server.ready(lambda: _exists(socket), _DAEMON_SECONDS)
 
 
 def remove_tree(directory: Path) -> None:

@@ -94,9 +94,9 @@ class FileLock:
                 return False
             except OSError as error:
                 raise lock_fault(error, self.path) from error
-            if self._is_current():
+            if self.is_current():
                 return True
-            # Somebody removed the file or the directory: a lock on what is gone would exclude nobody.
+            # Somebody removed the file or the directory.
             self.close()
             self._descriptor = _open(self.path)
 
@@ -151,7 +151,8 @@ class FileLock:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _is_current(self) -> bool:
+    def is_current(self) -> bool:
+        """Whether the open file still is what the path leads to: a lock on what is gone excludes nobody."""
         try:
             return os.path.samestat(self.path.stat(), os.fstat(self._descriptor))
         except FileNotFoundError:

@@ -180,6 +180,7 @@ class Daemon:
                 evaluations=self.evaluations,
                 outbox=outbox,
                 new_backoff=self._new_backoff,
+                root_fault=self._root_fault,
             )
             for settings in self.settings.identities:
                 self.links.to(settings.broker)
@@ -227,7 +228,9 @@ class Daemon:
     async def _prepare(self, identity: Identity) -> Sequence[Lane]:
         """The lanes of an identity, its root locked. Raises HostFault."""
         settings = identity.settings
-        if settings.name not in self.root_locks:
+        if self._root_fault(settings) is not None:
+            if settings.name in self.root_locks:
+                self.root_locks.pop(settings.name).close()
             try:
                 self.root_locks[settings.name] = await startup.lock_root(settings, self.clock)
             except LockHeldError as error:
@@ -246,6 +249,18 @@ class Daemon:
             Lane(system, identity, link, self.services, self._workspace(settings, system), nix)
             for system in settings.nix.systems
         ]
+
+    def _root_fault(self, settings: IdentitySettings) -> HostFault | None:
+        lock = self.root_locks.get(settings.name)
+        try:
+            if lock is not None and lock.is_current():
+                return None
+        except OSError as error:
+            why = error.strerror or str(error)
+        else:
+            why = "it was removed or replaced"
+        detail = f"the root {settings.root} is not the one that was taken: {why}"
+        return HostFault(FaultKind.LOCK, detail, remedy="none is needed: it is made and taken anew")
 
     def _workspace(self, settings: IdentitySettings, system: str) -> GitWorkspace:
         return GitWorkspace(

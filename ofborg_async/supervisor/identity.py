@@ -168,8 +168,10 @@ class Identity:
             except HostFault as fault:
                 return fault
             except Exception as error:  # the one place that catches everything: a sibling must not suffer
-                log.exception("%s failed unexpectedly", self.settings.name)
-                return _first_cause(error)
+                cause = _first_cause(error)
+                if not isinstance(cause, HostFault):
+                    log.exception("%s failed unexpectedly", self.settings.name)
+                return cause
         return None
 
     async def _until_restarted(self) -> None:

@@ -237,6 +237,8 @@ class Lane:
             return Given()
         if self._evidence.full_place() is not None and not returns_spent(delivery, self._owner.settings.limits):
             return Given(back=True)
+        if fault := self._services.root_fault(self._owner.settings):
+            raise fault  # the identity takes it anew, or tells why it cannot
         # The claim is made here, before anything is awaited: see claims.
         task = JobTask(self, self._owner.settings, self._services, job, key, delivery)
         self.task = task

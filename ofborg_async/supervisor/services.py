@@ -9,7 +9,9 @@ from typing import Protocol
 from attrs import define, field
 
 from ofborg_async.clock import Clock
+from ofborg_async.errors import HostFault
 from ofborg_async.journal import Journal, LogStore
+from ofborg_async.model.identity import IdentitySettings
 from ofborg_async.pipeline.courier import Courier, Parcel
 from ofborg_async.supervisor.backoff import Backoff
 from ofborg_async.supervisor.budget import HostBudget
@@ -73,4 +75,6 @@ class Services:
     evaluations: HostBudget
     outbox: ResultKeeper
     new_backoff: Callable[[], Backoff]
+    root_fault: Callable[[IdentitySettings], HostFault | None]
+    """Why the root of an identity is not the one that the daemon has taken, if it is not."""
     counters: Tally = field(factory=Tally)

@@ -222,6 +222,9 @@ class JobTask:
             self.transcript = Transcript(self._writer, self.progress, hide=self._hidden_root())
             group.start_soon(self._send_log, self.transcript)
             outcome: Outcome | Withdrawn = await self._build_cancellably(self.transcript)
+            # What was built where the tree had gone, or another daemon was at work, says nothing of the pull request.
+            if isinstance(outcome, Report) and (fault := self._services.root_fault(self._settings)):
+                outcome = HostTrouble(fault, Phase.BUILD)
             if isinstance(outcome, HostTrouble) and earlier.host_faults + 1 >= limits.max_attempts:
                 return unexpected(f"this builder could not carry the job out: {outcome.fault.detail}", self.job.attrs)
             return outcome

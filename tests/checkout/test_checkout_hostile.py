@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 from checkout_bench import Bench, job_of
-from git_upstream import Changes, Executable, Link, Submodule, UnmergeableError, Upstream, git, picture
+from git_upstream import Changes, UnmergeableError, Upstream, git, picture
+from hostile_repositories import CONTENTS, NAMES, commit_of_names
 
 from ofborg_async.errors import HostFault
 from ofborg_async.model.checkout import Gone, Ready, Refused
@@ -94,51 +95,6 @@ async def test_refused_messages_reach_no_git(bench: Bench, upstream: Upstream) -
     assert environment["GIT_ALLOW_PROTOCOL"] == "https"
 
 
-def hooks(canary: Path) -> Changes:
-    script = Executable(f"#!/bin/sh\ntouch {canary}\n".encode())
-    names = ("post-checkout", "post-merge", "pre-commit", "post-index-change", "reference-transaction")
-    return {f"{folder}/{name}": script for folder in ("hooks", ".githooks", "git/hooks") for name in names}
-
-
-def filters(canary: Path) -> Changes:
-    return {
-        ".gitattributes": b"* filter=evil diff=evil merge=evil\n*.lfs filter=lfs\n",
-        ".gitconfig": f'[filter "evil"]\n\tsmudge = touch {canary}\n\tclean = touch {canary}\n'.encode(),
-        ".lfsconfig": b"[lfs]\n\turl = https://evil.example.org\n",
-        "x.lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
-        "pkgs/a.nix": b"theirs\n",
-    }
-
-
-def submodules(canary: Path) -> Changes:
-    return {
-        ".gitmodules": (
-            f'[submodule "-u./x"]\n\tpath = sub\n\turl = ext::sh -c touch% {canary}\n\tupdate = !touch {canary}\n'
-        ).encode(),
-        "sub": Submodule("1" * 40),
-    }
-
-
-def links(canary: Path) -> Changes:
-    return {
-        "outside": Link(str(canary.parent)),
-        "up": Link("../../../../../.."),
-        "git": Link(".git"),
-        "hook": Link(".git/hooks/post-checkout"),
-        "self": Link("self"),
-        ".gitattributes": Link("/dev/zero"),
-        "pkgs/a.nix": Link("/etc/passwd"),
-    }
-
-
-CONTENTS: dict[str, Callable[[Path], Changes]] = {
-    "hooks": hooks,
-    "filters": filters,
-    "submodules": submodules,
-    "links": links,
-}
-
-
 @pytest.mark.parametrize("contents", CONTENTS.values(), ids=CONTENTS)
 async def test_contents_run_nothing(
     bench: Bench, upstream: Upstream, tmp_path: Path, canary: Path, contents: Callable[[Path], Changes]
@@ -162,31 +118,12 @@ async def test_contents_run_nothing(
     assert list(Path.cwd().iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        (".git", "hooks", "post-checkout"),
-        (".GIT", "config"),
-        ("git~1", "config"),
-        (".git\u200c", "config"),
-        ("..", "canary"),
-        ("x", "..", "..", "canary"),
-        (".git",),
-    ],
-    ids="/".join,
-)
+@pytest.mark.parametrize("names", NAMES, ids="/".join)
 async def test_names_that_leave_the_tree_are_not_checked_out(
     bench: Bench, upstream: Upstream, canary: Path, names: tuple[str, ...]
 ) -> None:
     """Trees as no git makes them: refused by git at the checkout, a fault of this job only, and nothing is written."""
-    blob = git("hash-object", "-w", "--stdin", cwd=upstream.path, stdin=f"#!/bin/sh\ntouch {canary}\n".encode())
-    inner, mode = blob, b"100755"
-    for name in reversed(names):
-        raw = mode + b" " + name.encode() + b"\0" + bytes.fromhex(inner)
-        inner = git("hash-object", "-t", "tree", "-w", "--literally", "--stdin", cwd=upstream.path, stdin=raw)
-        mode = b"40000"
-    head = git("commit-tree", "-m", "m", "-p", upstream.tip(), inner, cwd=upstream.path)
-    git("update-ref", "refs/pull/1/head", head, cwd=upstream.path)
+    head = commit_of_names(upstream, 1, names, canary)
     workspace = bench.workspace()
     good = job_of(upstream.url, 2, upstream.pull_request(2, {"good": b"1\n"}))
     path = await bench.ready(workspace, good)

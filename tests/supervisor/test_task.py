@@ -72,7 +72,12 @@ async def job(tmp_path: Path, returns: int = 0) -> AsyncIterator[tuple[JobTask, 
     try:
         given: Any = Given()
         services: Any = SimpleNamespace(
-            clock=SystemClock(), journal=journal, claims=Claims(), outbox=given, builds=given.builds
+            clock=SystemClock(),
+            journal=journal,
+            claims=Claims(),
+            outbox=given,
+            builds=given.builds,
+            root_fault=lambda _: None,
         )
         settings = IdentitySettings(
             name="one",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mutations import JOBS, damaged
+from mutations import JOBS, SWAPS, damaged
 
 from ofborg_async.errors import UndecodableError
 from ofborg_async.wire.decode import decode_job
@@ -28,3 +29,10 @@ def test_a_damaged_recording_is_a_job_or_undecodable(job: dict[str, object], ran
     assert (decoded is None) == bool(fault)
     if decoded is not None:
         assert decode_job(encode_job(decoded), max_bytes=LIMIT) == decoded
+
+
+def test_no_damage_is_left_in_what_others_are_damaged_with() -> None:
+    before, random = deepcopy(SWAPS), Random(1)
+    for _ in range(2000):
+        damaged(JOBS[0], random)
+    assert before == SWAPS

@@ -9,6 +9,7 @@ from ofborg_async.lab.chaos.ground import Ground, Stand
 from ofborg_async.lab.chaos.plan import FaultPlan
 from ofborg_async.lab.chaos.seeking import sought, until_up
 from ofborg_async.lab.chaos.smalldisk import SmallDisk
+from ofborg_async.lab.store import start_nix_daemon
 
 _READ_ONLY = ((0, "roots"), (1, "state/mirrors"), (1, "state/logs"), (1, "state/gcroots"))
 _YEAR_SECONDS = 365 * 86400.0
@@ -74,7 +75,7 @@ async def restart_nix_daemon(ground: Ground, fault: FaultPlan) -> bool:
     async with ground.nix_lock:
         ground.nix_daemon.kill()
         await anyio.sleep(fault.seconds)
-        ground.nix_daemon.start()
+        await start_nix_daemon(ground.nix_daemon)
     return True
 
 
