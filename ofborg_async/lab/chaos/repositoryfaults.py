@@ -91,6 +91,7 @@ async def truncate(ground: Ground, fault: FaultPlan) -> bool:
             if files:
                 victim = files[int(fault.choice * 7919) % len(files)]
                 with suppress(FileNotFoundError):  # it was a temporary one
+                    victim.chmod(0o644)  # git's are read-only, which counts for all but root
                     os.truncate(victim, victim.stat().st_size // 2)
                     _note(ground, place)
                     return victim
