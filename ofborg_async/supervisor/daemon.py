@@ -28,7 +28,7 @@ from ofborg_async.errors import (
     OfborgAsyncError,
 )
 from ofborg_async.journal import Journal, LogStore
-from ofborg_async.locks import FileLock, LockManager
+from ofborg_async.locks import LockManager
 from ofborg_async.model.identity import BrokerSettings, IdentitySettings, LimitSettings, Settings
 from ofborg_async.nix import NixEngine
 from ofborg_async.pipeline.ports import Publisher
@@ -37,6 +37,7 @@ from ofborg_async.supervisor import startup
 from ofborg_async.supervisor.backoff import Backoff
 from ofborg_async.supervisor.budget import HostBudget
 from ofborg_async.supervisor.claims import SURE_SECONDS, Claim, Claims
+from ofborg_async.supervisor.heldroots import HeldRoots
 from ofborg_async.supervisor.identity import Identity
 from ofborg_async.supervisor.lane import Lane
 from ofborg_async.supervisor.lifecycle import Event
@@ -109,7 +110,7 @@ class Daemon:
         self.brokers: dict[str, BrokerSettings] = {}
         """The broker of each identity that there is or was: results of one that is gone still have to go there."""
         self.locks = LockManager(clock)
-        self.root_locks: dict[str, FileLock] = {}
+        self.roots = HeldRoots(clock)
         self.builds, self.evaluations = HostBudget("builds", 0), HostBudget("evaluations", 0)
         self.notifier = Notifier(os.environ)
         self.reloader = Reloader(self, read_again)
@@ -139,8 +140,8 @@ class Daemon:
             self.journal = await Journal.open(state_dir, clock=self.clock)
             stack.push_async_callback(self._close_journal)
             await startup.sweep(self.journal, state_dir / "gcroots")
-            stack.callback(self._unlock_roots)
-            await self._lock_roots()
+            stack.callback(self.roots.close)
+            await self._take_roots()
             self.logs = LogStore(state_dir, limits=LimitSettings())
             self.spawner = Spawner(self.clock, self.journal)
             self.mirrors = MirrorStore(state_dir / "mirrors", locks=self.locks, clock=self.clock)
@@ -151,17 +152,13 @@ class Daemon:
         with anyio.CancelScope(shield=True):
             await self.journal.close()
 
-    async def _lock_roots(self) -> None:
+    async def _take_roots(self) -> None:
         """Take every root that can be used; the others are their identity's trouble. LockHeldError ends the start."""
         for identity in self.settings.identities:
             try:
-                self.root_locks[identity.name] = await startup.lock_root(identity, self.clock)
+                await self.roots.take(identity)
             except HostFault as fault:
                 log.error("%s cannot start yet: %s", identity.name, fault)  # noqa: TRY400 - the fault says it all
-
-    def _unlock_roots(self) -> None:
-        for lock in self.root_locks.values():
-            lock.close()
 
     # --- serving --------------------------------------------------------------------------------------------------
 
@@ -180,7 +177,7 @@ class Daemon:
                 evaluations=self.evaluations,
                 outbox=outbox,
                 new_backoff=self._new_backoff,
-                root_fault=self._root_fault,
+                root_fault=self.roots.fault,
             )
             for settings in self.settings.identities:
                 self.links.to(settings.broker)
@@ -226,15 +223,12 @@ class Daemon:
         return Identity(settings, self.settings.daemon, self.services, self._prepare)
 
     async def _prepare(self, identity: Identity) -> Sequence[Lane]:
-        """The lanes of an identity, its root locked. Raises HostFault."""
+        """The lanes of an identity, its root taken. Raises HostFault."""
         settings = identity.settings
-        if self._root_fault(settings) is not None:
-            if settings.name in self.root_locks:
-                self.root_locks.pop(settings.name).close()
-            try:
-                self.root_locks[settings.name] = await startup.lock_root(settings, self.clock)
-            except LockHeldError as error:
-                raise HostFault(FaultKind.LOCK, str(error), remedy="stop the other daemon") from error
+        try:
+            await self.roots.take(settings)
+        except LockHeldError as error:
+            raise HostFault(FaultKind.LOCK, str(error), remedy="stop the other daemon") from error
         link = self.links.to(settings.broker)
         nix = NixEngine(
             settings.nix,
@@ -249,18 +243,6 @@ class Daemon:
             Lane(system, identity, link, self.services, self._workspace(settings, system), nix)
             for system in settings.nix.systems
         ]
-
-    def _root_fault(self, settings: IdentitySettings) -> HostFault | None:
-        lock = self.root_locks.get(settings.name)
-        try:
-            if lock is not None and lock.is_current():
-                return None
-        except OSError as error:
-            why = error.strerror or str(error)
-        else:
-            why = "it was removed or replaced"
-        detail = f"the root {settings.root} is not the one that was taken: {why}"
-        return HostFault(FaultKind.LOCK, detail, remedy="none is needed: it is made and taken anew")
 
     def _workspace(self, settings: IdentitySettings, system: str) -> GitWorkspace:
         return GitWorkspace(

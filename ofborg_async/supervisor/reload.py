@@ -186,8 +186,8 @@ class Reloader:
         await running.dismiss()
         del self._leaving[name]
         wanted = self._wanted(name)
-        if (wanted is None or wanted.root != running.settings.root) and name in self._daemon.root_locks:
-            self._daemon.root_locks.pop(name).close()
+        if wanted is None or wanted.root != running.settings.root:
+            self._daemon.roots.leave(name)
 
     async def _let_go(self, running: Identity) -> None:
         """As at a stop of the daemon: the grace, then what still runs goes back to its queue."""

@@ -114,7 +114,7 @@ class View:
             ),
             disk_free_bytes=disk.free_bytes,
             disk_floor_bytes=disk.floor_bytes,
-            locks_held=sum(lock.holder is not None for lock in locks) + len(daemon.root_locks),
+            locks_held=sum(lock.holder is not None for lock in locks) + len(daemon.roots.locks),
             locks_waiting=sum(len(lock.waiters) for lock in locks),
             verdict=str(
                 overall_verdict(identities, disk_free_bytes=disk.free_bytes, disk_floor_bytes=disk.floor_bytes)
@@ -153,7 +153,7 @@ class View:
             failed_24h=counters.failed_24h,
             results_waiting=counters.results_waiting if trouble else counters.unroutable,
             results_detail=trouble,
-            lock="held" if identity.settings.name in self._daemon.root_locks else "not held",
+            lock="held" if identity.settings.name in self._daemon.roots.locks else "not held",
         )
 
     def locks(self) -> tuple[LockSnapshot, ...]:
@@ -170,7 +170,7 @@ class View:
                 held_seconds=round(uptime, 3),
                 waiters=(),
             )
-            for name, lock in self._daemon.root_locks.items()
+            for name, lock in self._daemon.roots.locks.items()
         )
         return roots + self._daemon.locks.statistics()
 

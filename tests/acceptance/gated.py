@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from ofborg_async.lab.farm import Farm, open_farm
-from ofborg_async.lab.rabbitmq import Broker
+from ofborg_async.lab.farm import DaemonProcess, Farm, open_farm
+from ofborg_async.lab.rabbitmq import Broker, private_broker
 from ofborg_async.lab.upstream import package_set
 
 SYSTEM = "x86_64-linux"
@@ -74,3 +74,15 @@ async def gated(tmp_path: Path, broker: Broker) -> AsyncIterator[Gated]:
     shell = "/bin/sh=/usr/bin/busybox"
     async with open_farm(tmp_path, broker, SYSTEM, sandbox_paths=f"{shell} /gate={gate}") as farm:
         yield Gated(farm, gate)
+
+
+@asynccontextmanager
+async def building(tmp_path: Path, *identities: str) -> AsyncIterator[tuple[Broker, Gated, DaemonProcess]]:
+    """A broker of the test's own, a farm on it, and a daemon with ``identities`` in the middle of a build."""
+    async with (
+        private_broker(tmp_path / "node") as broker,
+        gated(tmp_path, broker) as stage,
+        stage.farm.daemon(stage.farm.configuration(*identities)) as daemon,
+    ):
+        await stage.start_job()
+        yield broker, stage, daemon

@@ -13,7 +13,7 @@ import crashing_daemon
 import pytest
 from asked import command
 from attrs import frozen
-from gated import gated
+from gated import building
 from waits import eventually
 
 import ofborg_async
@@ -253,12 +253,7 @@ async def test_a_quarantine_ends_by_itself(tmp_path: Path, broker: Broker) -> No
 
 @pytest.mark.timeout(180)
 async def test_a_blocked_broker_shows_and_the_build_goes_on(tmp_path: Path) -> None:
-    async with (
-        private_broker(tmp_path / "node") as broker,
-        gated(tmp_path, broker) as stage,
-        stage.farm.daemon(stage.farm.configuration("lab-a")) as daemon,
-    ):
-        await stage.start_job()
+    async with building(tmp_path, "lab-a") as (broker, stage, daemon):
         await broker.set_memory_alarm(on=True)
         stage.open()
 

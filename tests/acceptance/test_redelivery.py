@@ -9,7 +9,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from gated import SYSTEM, gated
+from gated import SYSTEM, building, gated
 from waits import eventually
 
 from ofborg_async.lab.chaos.processfaults import descendants
@@ -43,12 +43,7 @@ async def test_an_acknowledgement_timeout_neither_ends_nor_doubles_a_build(tmp_p
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("how", ["restart", "kill", "connections closed"])
 async def test_a_broker_that_goes_away_and_comes_back(tmp_path: Path, how: str) -> None:
-    async with (
-        private_broker(tmp_path / "node") as broker,
-        gated(tmp_path, broker) as stage,
-        stage.farm.daemon(stage.farm.configuration("lab-a")) as daemon,
-    ):
-        await stage.start_job()
+    async with building(tmp_path, "lab-a") as (broker, stage, daemon):
         if how == "restart":
             await broker.restart()
         elif how == "kill":
@@ -116,12 +111,7 @@ async def test_a_consumer_that_the_broker_cancels_under_a_build(tmp_path: Path, 
 
 @pytest.mark.timeout(240)
 async def test_a_broker_that_is_away_at_the_end_of_the_build_gets_the_result_later(tmp_path: Path) -> None:
-    async with (
-        private_broker(tmp_path / "node") as broker,
-        gated(tmp_path, broker) as stage,
-        stage.farm.daemon(stage.farm.configuration("lab-a")) as daemon,
-    ):
-        await stage.start_job()
+    async with building(tmp_path, "lab-a") as (broker, stage, daemon):
         broker.kill()
         stage.open()
         await until_reporting(daemon)
@@ -134,12 +124,7 @@ async def test_a_broker_that_is_away_at_the_end_of_the_build_gets_the_result_lat
 
 @pytest.mark.timeout(240)
 async def test_a_daemon_killed_with_a_computed_result_sends_it_and_does_not_build_again(tmp_path: Path) -> None:
-    async with (
-        private_broker(tmp_path / "node") as broker,
-        gated(tmp_path, broker) as stage,
-        stage.farm.daemon(stage.farm.configuration("lab-a")) as daemon,
-    ):
-        await stage.start_job()
+    async with building(tmp_path, "lab-a") as (broker, stage, daemon):
         broker.kill()  # so that the result cannot leave
         stage.open()
         await until_reporting(daemon)
@@ -176,12 +161,7 @@ async def test_a_daemon_killed_in_the_middle_of_a_build_leaves_nothing_and_build
 
 @pytest.mark.timeout(240)
 async def test_an_identity_restarted_while_it_reports_still_sends_its_result(tmp_path: Path) -> None:
-    async with (
-        private_broker(tmp_path / "node") as broker,
-        gated(tmp_path, broker) as stage,
-        stage.farm.daemon(stage.farm.configuration("lab-a")) as daemon,
-    ):
-        await stage.start_job()
+    async with building(tmp_path, "lab-a") as (broker, stage, daemon):
         broker.kill()
         stage.open()
         await until_reporting(daemon)
@@ -195,12 +175,7 @@ async def test_an_identity_restarted_while_it_reports_still_sends_its_result(tmp
 
 @pytest.mark.timeout(240)
 async def test_a_sibling_that_got_the_copy_is_free_for_other_work(tmp_path: Path) -> None:
-    async with (
-        private_broker(tmp_path / "node") as broker,
-        gated(tmp_path, broker) as stage,
-        stage.farm.daemon(stage.farm.configuration("lab-a", "lab-b")) as daemon,
-    ):
-        await stage.start_job()
+    async with building(tmp_path, "lab-a", "lab-b") as (broker, stage, daemon):
         await broker.close_all_connections()
         await stage.farm.tap.connect()
         await eventually("adoption", lambda: "came back while it runs" in daemon.log.read_text())
@@ -218,12 +193,7 @@ async def test_a_sibling_that_got_the_copy_is_free_for_other_work(tmp_path: Path
 @pytest.mark.timeout(240)
 async def test_a_message_that_returns_after_its_result_is_acknowledged_and_not_built_again(tmp_path: Path) -> None:
     """A pause keeps it in its queue, as an acknowledgement that was lost on the way would."""
-    async with (
-        private_broker(tmp_path / "node") as broker,
-        gated(tmp_path, broker) as stage,
-        stage.farm.daemon(stage.farm.configuration("lab-a")) as daemon,
-    ):
-        await stage.start_job()
+    async with building(tmp_path, "lab-a") as (broker, stage, daemon):
         await daemon.client.pause(["lab-a"], reason="test")
         await broker.close_all_connections()
         await stage.farm.tap.connect()
