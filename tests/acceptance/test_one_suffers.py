@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -26,8 +27,9 @@ UNWELL_SECONDS = 60.0
 QUARANTINE_SECONDS = 4.0
 """Long enough to look at it more than once, short enough to wait for its end."""
 GOOD, POOR = "x86_64-linux", "i686-linux"
-AS_A_USER = (str(shutil.which("setpriv")), "--bounding-set=-dac_override,-dac_read_search", "--")
-"""Root, for whom permissions count all the same."""
+WITHOUT_RIGHTS = (str(shutil.which("setpriv")), "--bounding-set=-dac_override,-dac_read_search", "--")
+AS_A_USER = WITHOUT_RIGHTS if os.getuid() == 0 else ()
+"""Words before a daemon for whom permissions count, also where root starts it."""
 
 
 @frozen
